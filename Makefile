@@ -1,0 +1,43 @@
+# The two commands of the README, `make demo` and `make test`, set up everything they need in this checkout from nothing.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CACHE := $(CURDIR)/.cache
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test check bench clean serving-environment help
+
+help:
+	@echo "make demo   train, serve and give back on this machine, from nothing"
+	@echo "make test   every check and test, the built wheel included"
+	@echo "make check  only the static checks"
+	@echo "make bench  the benchmarks, as ratios measured side by side"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
+	$(PIP) install --constraint constraints.txt --editable '.[local]'
+	touch $@
+
+$(VENV)/.tested: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --group dev
+	touch $@
+
+demo: $(VENV)/.installed
+	MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect demo $(DEMO)
+
+check: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: check
+	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m pytest $(PYTEST)
+
+bench: $(VENV)/.tested
+	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) $(CACHE) dist build

@@ -1,0 +1,59 @@
+"""mlinfra_prefect: a flow declares its training infrastructure; nothing ever leaks, and it can prove it.
+
+The names below are loaded when they are first used, so that importing the package costs next to nothing and the
+listing commands never load Prefect.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from mlinfra_prefect.version import __version__
+
+if TYPE_CHECKING:
+    from mlinfra_prefect.agent.node import node
+    from mlinfra_prefect.integration.endpoint import Endpoint
+    from mlinfra_prefect.integration.gpu import gpu
+    from mlinfra_prefect.integration.infra import Infra
+    from mlinfra_prefect.integration.lease import lease
+    from mlinfra_prefect.integration.phases import attach, current, deploy, evaluate, plan, provision, release, train
+    from mlinfra_prefect.model.artifact import ModelArtifact
+    from mlinfra_prefect.model.offer import Plan
+    from mlinfra_prefect.model.receipt import Receipt
+    from mlinfra_prefect.model.request import ServingRequest, TrainingJob, TrainingRequest
+
+_HOMES = {
+    "node": "agent.node",
+    "Endpoint": "integration.endpoint",
+    "gpu": "integration.gpu",
+    "Infra": "integration.infra",
+    "lease": "integration.lease",
+    **dict.fromkeys(
+        ("attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"), "integration.phases"
+    ),
+    "ModelArtifact": "model.artifact",
+    "Plan": "model.offer",
+    "Receipt": "model.receipt",
+    **dict.fromkeys(("ServingRequest", "TrainingJob", "TrainingRequest"), "model.request"),
+}
+
+__all__ = [
+    "Endpoint", "Infra", "ModelArtifact", "Plan", "Receipt", "ServingRequest", "TrainingJob", "TrainingRequest",
+    "__version__", "attach", "current", "deploy", "evaluate", "gpu", "lease", "node", "plan", "provision", "release",
+    "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,82 @@
+"""The verbs of the archive: each is one short function, and none of them imports more than it needs.
+
+``spawn SPEC`` and ``revoke GRANT`` (what Terraform calls), ``run SPEC`` (the agent), ``job JOBDIR`` (a launcher), ``train JOBDIR`` (a
+callable's training process), ``exec PARENT -- ARGV`` (a command's), ``commit-checkpoint`` (for shell scripts).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+USAGE = "usage: agent.pyz spawn SPEC | revoke GRANT | run SPEC | job JOBDIR --spec SPEC --agent PID | commit-checkpoint [STEP]\n"
+
+
+def main(argv: list[str], archive: Path) -> int:
+    """Run one verb; returns the exit code."""
+    from . import groups  # noqa: PLC0415  (before anything else is imported: inherited descriptors must go)
+
+    groups.close_descriptors()
+    match argv:
+        case ["spawn", spec]:
+            return _spawn(Path(spec), archive)
+        case ["revoke", grant]:
+            # What Terraform's destroy provisioner calls; an absent grant is a revoked one.
+            Path(grant).unlink(missing_ok=True)
+            return 0
+        case ["run", spec]:
+            from .daemon import run  # noqa: PLC0415
+
+            return run(Path(spec), archive)
+        case ["job", job_dir, "--spec", spec, "--agent", agent]:
+            return _job(Path(job_dir), Path(spec), int(agent), archive)
+        case ["train", job_dir, "--launcher", launcher]:
+            from .runner import main as train  # noqa: PLC0415
+
+            return train(Path(job_dir), int(launcher))
+        case ["exec", parent, "--", *command] if command:
+            groups.exec_with(int(parent), command)
+        case ["commit-checkpoint", *step] if len(step) <= 1:
+            return _commit(step)
+        case _:
+            sys.stderr.write(USAGE)
+            return 2
+
+
+def _spawn(spec: Path, archive: Path) -> int:
+    from .daemon import spawn  # noqa: PLC0415
+    from .wire import SpecError  # noqa: PLC0415
+
+    try:
+        spawn(spec, archive)
+    except (SpecError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+def _job(job_dir: Path, spec_path: Path, agent: int, archive: Path) -> int:
+    from .daemon import load_spec  # noqa: PLC0415
+    from .launcher import Launcher  # noqa: PLC0415
+    from .life import Life  # noqa: PLC0415
+    from .specs import JobSpec  # noqa: PLC0415
+    from .wire import AGENT_LOCK, JOB, read_json  # noqa: PLC0415
+
+    os.umask(0o077)
+    spec = load_spec(spec_path)
+    life = Life(spec)
+    life.hold((spec.node_dir / AGENT_LOCK).stat())
+    job = JobSpec.from_payload(read_json(job_dir / JOB))
+    return Launcher(spec, job, job_dir, archive=archive, agent=agent, life=life).run()
+
+
+def _commit(step: list[str]) -> int:
+    from .node import node  # noqa: PLC0415
+
+    try:
+        stored = node().commit_checkpoint(int(step[0]) if step else None)
+    except (RuntimeError, ValueError, OSError) as error:
+        sys.stderr.write(f"commit-checkpoint: {error}\n")
+        return 1
+    return 0 if stored else 1

@@ -1,0 +1,361 @@
+"""What the agent and its jobs are told: typed, frozen, and checked field by field where they enter a process.
+
+Unknown fields are refused rather than ignored: both sides are the same code, so one can only be a mistake, and a
+mistake in a grace or a deadline must not be found out after a night of training.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from .wire import AGENT_SCHEMA, JOB_SCHEMA, SpecError
+
+Kind = Literal["callable", "command"]
+Expects = Literal["result", "model", "none"]
+Action = Literal["checkpoint", "kill"]
+T = TypeVar("T")
+
+_IDENTIFIER = re.compile(r"[a-z0-9][a-z0-9._-]{0,127}")
+_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class Fields:
+    """The fields of one JSON object, taken out one by one; every error names the object and the field."""
+
+    def __init__(self, payload: object, where: str) -> None:
+        if not isinstance(payload, dict):
+            raise SpecError(f"{where}: a JSON object is expected")
+        self._left: dict[str, Any] = dict(payload)
+        self._where = where
+
+    def take(self, name: str, kind: type[T] | tuple[type, ...], *default: T | None) -> Any:
+        """The field's value; a missing field is an error unless a default is given, and None needs a None default."""
+        if name not in self._left:
+            if default:
+                return default[0]
+            raise SpecError(f"{self._where}: the field {name!r} is missing")
+        value = self._left.pop(name)
+        if value is None and default and default[0] is None:
+            return None
+        # bool is an int in Python and never meant as one in JSON.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise SpecError(f"{self._where}: the field {name!r} has the wrong type ({type(value).__name__})")
+        if isinstance(value, str) and "\0" in value:
+            raise SpecError(f"{self._where}: the field {name!r} has a NUL character")
+        return value
+
+    def number(self, name: str, *default: float | None, least: float = 0.0) -> Any:
+        """A finite number not below ``least`` (seconds everywhere)."""
+        value = self.take(name, (int, float), *default)
+        if value is None:
+            return None
+        if not math.isfinite(value) or value < least:
+            raise SpecError(f"{self._where}: the field {name!r} must be a finite number of at least {least:g}")
+        return float(value)
+
+    def path(self, name: str) -> Path:
+        """An absolute path."""
+        value = Path(self.take(name, str))
+        if not value.is_absolute():
+            raise SpecError(f"{self._where}: the field {name!r} must be an absolute path")
+        return value
+
+    def identifier(self, name: str) -> str:
+        """An id: it becomes a file name, so only lower case, digits, dot, dash and underscore."""
+        value = cast("str", self.take(name, str))
+        if not _IDENTIFIER.fullmatch(value):
+            raise SpecError(f"{self._where}: the field {name!r} is not an id: {value!r}")
+        return value
+
+    def choice(self, name: str, allowed: tuple[str, ...], *default: str) -> Any:
+        """One of a few words."""
+        value = self.take(name, str, *default)
+        if value not in allowed:
+            raise SpecError(f"{self._where}: the field {name!r} must be one of {', '.join(allowed)}")
+        return value
+
+    def strings(self, name: str, *default: tuple[str, ...] | None) -> Any:
+        """A list of strings, as a tuple."""
+        value = self.take(name, (list, tuple), *default)
+        if value is None:
+            return None
+        if not all(isinstance(item, str) and "\0" not in item for item in value):
+            raise SpecError(f"{self._where}: the field {name!r} must be a list of strings")
+        return tuple(value)
+
+    def texts(self, name: str, *, variables: bool = False) -> dict[str, str]:
+        """A mapping of strings; with ``variables`` its keys must be names of environment variables."""
+        value = self.take(name, dict, {})
+        for key, text in value.items():
+            if not isinstance(text, str) or "\0" in text:
+                raise SpecError(f"{self._where}: {name}[{key!r}] must be a string")
+        if variables:
+            check_variables(tuple(value), f"{self._where}: {name}")
+        return cast("dict[str, str]", value)
+
+    def finish(self) -> None:
+        """Refuse what nobody took."""
+        if self._left:
+            raise SpecError(f"{self._where}: unknown field {sorted(self._left)[0]!r}")
+
+
+def check_variables(names: tuple[str, ...], where: str) -> None:
+    """Refuse what cannot be, or must not be, the name of an environment variable set by a user."""
+    for name in names:
+        if not _VARIABLE.fullmatch(name) or name.startswith("MLINFRA_"):
+            raise SpecError(f"{where}: {name!r} cannot be used as the name of a variable")
+    if len({name.upper() for name in names}) != len(names):
+        raise SpecError(f"{where}: two names differ only in case")
+
+
+@dataclass(frozen=True)
+class ServeSpec:
+    """The server that an agent of role ``endpoint`` runs as its child."""
+
+    argv: tuple[str, ...]
+    env: dict[str, str]
+    cwd: Path
+
+
+@dataclass(frozen=True)
+class AgentSpec:
+    """What one agent is for, where it lives, and what ends it. Times in seconds, ``deadline`` in epoch seconds."""
+
+    ledger_id: str
+    lease_id: str
+    attempt: int
+    role: Literal["node", "endpoint"]
+    deadline: float | None
+    node_dir: Path
+    grant: Path
+    grant_token: str = field(repr=False)
+    heartbeat_seconds: float
+    poll_seconds: float
+    python: Path
+    cache_dir: Path
+    serve: ServeSpec | None = None
+
+    @classmethod
+    def from_payload(cls, payload: object) -> AgentSpec:
+        """Check and build; raises SpecError naming the field."""
+        fields = Fields(payload, "agent spec")
+        fields.choice("schema", (AGENT_SCHEMA,))
+        serve = fields.take("serve", dict, None)
+        spec = cls(
+            ledger_id=fields.identifier("ledger_id"),
+            lease_id=fields.identifier("lease_id"),
+            attempt=fields.take("attempt", int),
+            role=fields.choice("role", ("node", "endpoint")),
+            deadline=fields.number("deadline", None),
+            node_dir=fields.path("node_dir"),
+            grant=fields.path("grant"),
+            grant_token=fields.take("grant_token", str),
+            heartbeat_seconds=fields.number("heartbeat_seconds", 2.0, least=0.01),
+            poll_seconds=fields.number("poll_seconds", 0.1, least=0.005),
+            python=fields.path("python"),
+            cache_dir=fields.path("cache_dir"),
+            serve=_serve(serve) if serve is not None else None,
+        )
+        fields.finish()
+        if not spec.grant_token.strip():
+            raise SpecError("agent spec: the field 'grant_token' is empty")
+        if (spec.role == "endpoint") != (spec.serve is not None):
+            raise SpecError("agent spec: 'serve' is for the role 'endpoint', which needs it")
+        return spec
+
+    def to_payload(self) -> dict[str, Any]:
+        """The JSON object that `from_payload` reads."""
+        return {"schema": AGENT_SCHEMA, **_jsonable(asdict(self))}
+
+
+def _serve(payload: object) -> ServeSpec:
+    fields = Fields(payload, "agent spec: serve")
+    serve = ServeSpec(
+        argv=fields.strings("argv"), env=fields.texts("env", variables=True), cwd=fields.path("cwd")
+    )
+    fields.finish()
+    if not serve.argv:
+        raise SpecError("agent spec: serve: the field 'argv' is empty")
+    return serve
+
+
+@dataclass(frozen=True)
+class CallableRef:
+    """Where the training function is: a module name, or a file inside the code archive, and a qualified name.
+
+    ``import_root``: the directory inside the archive that stands on ``sys.path`` for that file (`loading.load`).
+    """
+
+    module: str | None
+    file: str | None
+    qualname: str
+    import_root: str = ""
+
+
+@dataclass(frozen=True)
+class CodeRef:
+    """The code archive: a file in the job directory and its hash."""
+
+    archive: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Encoded arguments (`codecs`); their files lie in the job directory under ``args/``."""
+
+    args: tuple[dict[str, Any], ...] = ()
+    kwargs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """Where committed checkpoints outlive the lease."""
+
+    key: str
+    store: Path
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """One training: what to call, with what, and what is expected of it. Times in seconds.
+
+    ``inherit``: whether an environment made for ``requirements`` also sees the packages of the flow's interpreter.
+    """
+
+    job_id: str
+    lease_id: str
+    attempt: int
+    kind: Kind
+    upload_dir: Path
+    command: tuple[str, ...] | None = None
+    callable: CallableRef | None = None
+    code: CodeRef | None = None
+    args: Arguments | None = None
+    params: dict[str, Any] = field(default_factory=dict)
+    inputs: dict[str, str] = field(default_factory=dict)
+    artifacts: dict[str, str] = field(default_factory=dict)
+    requirements: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    grace_seconds: float = 30.0
+    progress_timeout_seconds: float | None = None
+    checkpoint: CheckpointRef | None = None
+    env: dict[str, str] = field(default_factory=dict)
+    expects: Expects = "result"
+    check_metrics: bool = True
+    inherit: bool = True
+
+    @classmethod
+    def from_payload(cls, payload: object) -> JobSpec:
+        """Check and build; raises SpecError naming the field."""
+        fields = Fields(payload, "job")
+        fields.choice("schema", (JOB_SCHEMA,))
+        job = cls(
+            job_id=fields.identifier("job_id"),
+            lease_id=fields.identifier("lease_id"),
+            attempt=fields.take("attempt", int),
+            kind=fields.choice("kind", ("callable", "command")),
+            upload_dir=fields.path("upload_dir"),
+            command=fields.strings("command", None),
+            callable=_callable(fields.take("callable", dict, None)),
+            code=_code(fields.take("code", dict, None)),
+            args=_arguments(fields.take("args", dict, None)),
+            params=fields.take("params", dict, {}),
+            inputs=fields.texts("inputs", variables=True),
+            artifacts=fields.texts("artifacts"),
+            requirements=fields.strings("requirements", ()),
+            secrets=fields.strings("secrets", ()),
+            grace_seconds=fields.number("grace_seconds", 30.0),
+            progress_timeout_seconds=fields.number("progress_timeout_seconds", None, least=0.01),
+            checkpoint=_checkpoint(fields.take("checkpoint", dict, None)),
+            env=fields.texts("env", variables=True),
+            expects=fields.choice("expects", ("result", "model", "none"), "result"),
+            check_metrics=fields.take("check_metrics", bool, True),
+            inherit=fields.take("inherit", bool, True),
+        )
+        fields.finish()
+        check_variables(job.secrets, "job: secrets")
+        if job.kind == "callable" and (job.callable is None or job.command is not None):
+            raise SpecError("job: the kind 'callable' needs the field 'callable' and no 'command'")
+        if job.kind == "command" and (not job.command or job.callable is not None):
+            raise SpecError("job: the kind 'command' needs the field 'command' and no 'callable'")
+        return job
+
+    def to_payload(self) -> dict[str, Any]:
+        """The JSON object that `from_payload` reads."""
+        return {"schema": JOB_SCHEMA, **_jsonable(asdict(self))}
+
+
+def _callable(payload: object) -> CallableRef | None:
+    if payload is None:
+        return None
+    fields = Fields(payload, "job: callable")
+    ref = CallableRef(
+        module=fields.take("module", str, None),
+        file=fields.take("file", str, None),
+        qualname=fields.take("qualname", str),
+        import_root=fields.take("import_root", str, ""),
+    )
+    fields.finish()
+    if (ref.module is None) == (ref.file is None):
+        raise SpecError("job: callable: exactly one of 'module' and 'file' is needed")
+    return ref
+
+
+def _code(payload: object) -> CodeRef | None:
+    if payload is None:
+        return None
+    fields = Fields(payload, "job: code")
+    ref = CodeRef(fields.take("archive", str), fields.take("sha256", str))
+    fields.finish()
+    return ref
+
+
+def _arguments(payload: object) -> Arguments | None:
+    if payload is None:
+        return None
+    fields = Fields(payload, "job: args")
+    arguments = Arguments(tuple(fields.take("args", (list, tuple), [])), fields.take("kwargs", dict, {}))
+    fields.finish()
+    return arguments
+
+
+def _checkpoint(payload: object) -> CheckpointRef | None:
+    if payload is None:
+        return None
+    fields = Fields(payload, "job: checkpoint")
+    ref = CheckpointRef(fields.take("key", str), fields.path("store"))
+    fields.finish()
+    return ref
+
+
+@dataclass(frozen=True)
+class StopOrder:
+    """What ``stop.json`` says: *checkpoint now* with a grace in seconds, or kill at once."""
+
+    action: Action
+    grace_seconds: float
+
+    @classmethod
+    def from_payload(cls, payload: object) -> StopOrder:
+        """Check and build; raises SpecError naming the field."""
+        fields = Fields(payload, "stop.json")
+        order = cls(fields.choice("action", ("checkpoint", "kill")), fields.number("grace_seconds", 30.0))
+        fields.finish()
+        return order
+
+    def to_payload(self) -> dict[str, Any]:
+        """The JSON object that `from_payload` reads."""
+        return asdict(self)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return str(value) if isinstance(value, Path) else value

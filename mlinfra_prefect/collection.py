@@ -1,0 +1,1 @@
+"""What the Prefect server loads of this package (entry point ``prefect.collections``)."""

@@ -1,0 +1,55 @@
+"""`Endpoint`: a served model as its user holds it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlinfra_prefect.keeper.client import release, wait_released
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.local import client
+from mlinfra_prefect.model.artifact import ModelArtifact
+from mlinfra_prefect.model.lease import EndpointRecord
+from mlinfra_prefect.model.receipt import Receipt
+
+
+class Endpoint:
+    """A served model behind a stable URL that speaks the Open Inference Protocol v2."""
+
+    def __init__(self, context: Context, endpoint_id: str) -> None:
+        self._context = context
+        self.id = endpoint_id
+        record = self.record
+        self.name, self.url = record.name, record.url
+
+    def __repr__(self) -> str:
+        return f"Endpoint({self.name!r}, {self.url!r})"
+
+    @property
+    def record(self) -> EndpointRecord:
+        """Its record as it stands in the ledger now."""
+        found = self._context.record(self.id)
+        assert isinstance(found, EndpointRecord)  # noqa: S101 (made from an endpoint's id only)
+        return found
+
+    @property
+    def model(self) -> ModelArtifact:
+        """The artifact that it serves."""
+        return self.record.versions[-1].artifact
+
+    def ready(self) -> bool:
+        """Whether it answers ``GET /v2/health/ready``."""
+        return client.ready(self.url)
+
+    def predict(self, data: Any, *, timeout: float = 30.0) -> list[Any]:
+        """Ask for predictions of one batch (nested lists or an array); returns the first output's values.
+
+        Raises:
+            EndpointNotReady: it does not answer.
+        """
+        rows = data.tolist() if hasattr(data, "tolist") else data
+        return client.infer(self.url, self.name, rows, timeout=timeout)
+
+    def release(self, *, timeout: float = 900.0) -> Receipt:
+        """Give it back and return the receipt; a safe no-op when it is gone."""
+        release(self._context, self.id, reason="released", drain=False)
+        return wait_released(self._context, self.id, timeout=timeout)

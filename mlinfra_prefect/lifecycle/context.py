@@ -1,0 +1,133 @@
+"""The context of the story: one home, its ledger, the project's configuration, and the platforms.
+
+Everything is opened when it is first needed, so that a listing pays for nothing but the ledger.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import socket
+import sys
+from functools import cached_property
+from pathlib import Path
+
+from mlinfra_prefect.agent import allowlist
+from mlinfra_prefect.artifacts import ArtifactStore
+from mlinfra_prefect.errors import NotFound, UnsupportedHere
+from mlinfra_prefect.ledger import KeptRecord, Ledger, SqliteLedger
+from mlinfra_prefect.lifecycle.config import Config, load_config
+from mlinfra_prefect.lifecycle.platform import Platform
+from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine
+
+LOCK_NAME = "lock"
+"""The file of a stack whose lock every Terraform of it inherits (`terraform.Stack.lock_file`)."""
+ENGINE_VARIABLE = "MLINFRA_TERRAFORM"
+STACKS = Path(__file__).resolve().parent.parent / "hcl" / "stacks"
+
+
+class Context:
+    """Where the story happens. Cheap to make; not shared between processes."""
+
+    def __init__(self, home: Home | None = None) -> None:
+        if sys.platform == "win32":
+            raise UnsupportedHere("Windows is not supported: use WSL 2, which is Linux.")
+        self.home = (home or Home.from_environment()).ensure()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The home's ledger."""
+        return SqliteLedger(self.home.ledger)
+
+    @cached_property
+    def config(self) -> Config:
+        """The project's configuration."""
+        return load_config()
+
+    @cached_property
+    def artifacts(self) -> ArtifactStore:
+        """The home's artifact store."""
+        return ArtifactStore(self.home.artifacts)
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The Terraform engine: configured, on PATH, or embedded."""
+        configured = os.environ.get(ENGINE_VARIABLE)
+        return find_engine(Path(configured) if configured else self.config.terraform, cache_dir=self.home.cache)
+
+    @cached_property
+    def slots(self) -> Slots:
+        """The host-wide limit on Terraform processes."""
+        return Slots(self.home.slots)
+
+    @cached_property
+    def actor(self) -> str:
+        """Who acts, for the ledger's history."""
+        return f"{getpass.getuser()}@{socket.gethostname()}/{os.getpid()}"
+
+    def platform(self, name: str) -> Platform:
+        """Return a platform by name.
+
+        Raises:
+            NotFound: no such platform in this version.
+        """
+        if name != "local":
+            raise NotFound(f"Platform {name!r} is not in this version.", "There is: local.")
+        return self._local
+
+    @cached_property
+    def _local(self) -> Platform:
+        from mlinfra_prefect.local.platform import LocalPlatform
+
+        return LocalPlatform(cache=self.home.cache, stacks=STACKS)
+
+    def open_stack(self, directory: Path, record: KeptRecord, attempt: int) -> Stack:
+        """Open the Terraform stack of one attempt."""
+        deadline = record.deadline
+        ids = {
+            "MLINFRA_LEDGER_ID": record.ledger_id,
+            "MLINFRA_LEASE_ID": record.id,
+            "MLINFRA_ATTEMPT": str(attempt),
+            "MLINFRA_DEADLINE": str(deadline.timestamp()) if deadline else "",
+        }
+        # The agent is started by Terraform and runs pip, so pip's own settings travel through both.
+        return Stack(directory, engine=self.engine, slots=self.slots, env={**allowlist.inherited(pip=True), **ids})
+
+    def open_scratch_stack(self, directory: Path) -> Stack:
+        """Open a stack that is planned and thrown away."""
+        ids = {"MLINFRA_LEDGER_ID": self.ledger.ledger_id, "MLINFRA_LEASE_ID": "", "MLINFRA_ATTEMPT": "", "MLINFRA_DEADLINE": ""}
+        return Stack(directory, engine=self.engine, slots=self.slots, env=ids)
+
+    def record(self, record_id: str) -> KeptRecord:
+        """Return a lease or endpoint by id, or an endpoint by its name.
+
+        Raises:
+            NotFound: there is none.
+        """
+        found = self.ledger.read(record_id)
+        if found is None:
+            named = [
+                seen.record
+                for seen in self.ledger.records()
+                if isinstance(seen.record, EndpointRecord) and seen.record.name == record_id
+            ]
+            if not named:
+                raise NotFound(
+                    f"{record_id!r} is no lease or endpoint of {self.home.root}.",
+                    "`mlinfra-prefect ps --all` lists what there is.",
+                )
+            return named[-1]
+        return found.record
+
+    def lease(self, lease_id: str) -> LeaseRecord:
+        """Return a lease.
+
+        Raises:
+            NotFound: there is none of that id, or it is an endpoint.
+        """
+        found = self.record(lease_id)
+        if not isinstance(found, LeaseRecord):
+            raise NotFound(f"{lease_id!r} is an endpoint, not a lease.")
+        return found

@@ -1,0 +1,86 @@
+"""Plan: which offers meet a request, and what Terraform says it would do for the first of them. Creates nothing."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from mlinfra_prefect.errors import CapacityUnavailable
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.model.environment import longest_life_seconds
+from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource
+from mlinfra_prefect.model.request import TrainingRequest
+
+PLAN_SECONDS = 300.0
+"""The deadline of a plan."""
+
+
+def admitted(context: Context, request: TrainingRequest) -> TrainingRequest:
+    """Return the request as its environment admits it: open limits filled, nothing above a cap.
+
+    Raises:
+        InvalidInput: an unknown environment, or a limit above its cap.
+    """
+    return context.config.environment(request.environment).admit(request)
+
+
+def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offer, ...], Offer]:
+    """Return every offer, and the first that can be taken, for an admitted request.
+
+    Raises:
+        CapacityUnavailable: none can be taken; the message says why for each.
+        BudgetExceeded: the first is too expensive.
+    """
+    offers = context.platform(request.platform or "local").offers(request)
+    offer = next((offer for offer in offers if offer.skipped is None), None)
+    if offer is None:
+        reasons = "; ".join(f"{offer.type} in {offer.region}: {offer.skipped}" for offer in offers) or "there is none"
+        raise CapacityUnavailable(
+            f"accelerator: no offer meets {request.accelerator} on {request.platform}: {reasons}.",
+            "Ask for another accelerator ('cpu' works anywhere), or another platform.",
+        )
+    longest_life_seconds(request, offer.usd_per_hour)
+    return offers, offer
+
+
+def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[str, ...], int] = ((), 0)) -> Plan:
+    """Return what would exist, for how long at most and at what cost.
+
+    Args:
+        context: where.
+        request: what; it need not be admitted yet.
+        code: the files that would travel, and their size in bytes.
+
+    Raises:
+        InvalidInput, CapacityUnavailable, BudgetExceeded, EngineMissing, TerraformFailed: as said.
+    """
+    request = admitted(context, request)
+    offers, offer = choose_offer(context, request)
+    stack_input = context.platform(request.platform or "local").plan_stack()
+    scratch = Path(tempfile.mkdtemp(prefix="plan-", dir=context.home.work))
+    try:
+        deadline = time.time() + PLAN_SECONDS
+        stack = context.open_scratch_stack(scratch)
+        stack.prepare(stack_input.root_module, stack_input.variables, deadline=deadline)
+        planned = stack.plan(deadline=deadline)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    seconds = longest_life_seconds(request, offer.usd_per_hour)
+    return Plan(
+        request=request,
+        platform=request.platform or "local",
+        offers=offers,
+        offer=offer,
+        stack=stack_input.name,
+        engine=f"{context.engine.name} {context.engine.version}",
+        resources=tuple(
+            PlannedResource(address=change.address, type=change.type, action=change.action) for change in planned.changes
+        ),
+        max_minutes=max(1, int(seconds // 60)),
+        estimate_usd=round(seconds / 3600 * offer.usd_per_hour * request.nodes, 4),
+        code_files=code[0],
+        code_bytes=code[1],
+        made_at=context.ledger.now(),
+    )

@@ -1,0 +1,87 @@
+"""What the story needs from a platform: a small protocol, so that the story is told once.
+
+Every method is idempotent. A thing that is absent is success for the verbs that end things.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.model.lease import Attempt
+from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.receipt import Search
+from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.stack import JobStatus, StackInput
+
+
+class Node(Protocol):
+    """A machine in a lease, spoken to through its agent's mailbox."""
+
+    def alive(self) -> bool:
+        """Whether the agent lives and beats."""
+
+    def why_gone(self) -> str:
+        """What the agent last said about its end."""
+
+    def submitted(
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
+    ) -> AbstractContextManager[None]:
+        """Hand over a staged job; answer its question for secrets while the block runs."""
+
+    def status(self, job_id: str) -> JobStatus | None:
+        """What the agent says of a job; None before it has said anything."""
+
+    def jobs(self) -> list[str]:
+        """The ids of all jobs handed to it."""
+
+    def file(self, job_id: str, name: str) -> Path:
+        """A file of a job, as far as it has arrived on this machine."""
+
+    def stop(self, job_id: str | None, *, grace_seconds: float, kill: bool = False) -> None:
+        """Ask for *checkpoint now* of one job, or of all and no new one. Returns at once."""
+
+
+class Platform(Protocol):
+    """Where leases and endpoints live."""
+
+    @property
+    def name(self) -> str:
+        """Its name in requests."""
+
+    @property
+    def consistency_seconds(self) -> float:
+        """How long after the last call something may still appear (rule R7)."""
+
+    def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
+        """Every way to meet a request, best first; those that cannot be taken say why."""
+
+    def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
+        """Prepare an attempt's grant and spec, and return the stack to apply."""
+
+    def plan_stack(self) -> StackInput:
+        """The same stack with placeholders, for plans made before any lease exists."""
+
+    def check_up(self, record: KeptRecord, attempt: Attempt, deadline: float) -> None:
+        """Raise unless what was applied exists and works; waits for servers until `deadline` (epoch seconds)."""
+
+    def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:
+        """Whether it still lives."""
+
+    def node(self, attempt: Attempt) -> Node:
+        """The node of an attempt."""
+
+    def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:
+        """End what costs money, with the right verb for its kind."""
+
+    def sweep(self, record: KeptRecord) -> Search:
+        """Look for anything that carries the record's id, end it, and say both."""
+
+    def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
+        """Keep the logs of what is gone, and delete the rest."""
+
+    def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
+        """Choose an endpoint's port."""

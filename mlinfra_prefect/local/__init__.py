@@ -1,0 +1,1 @@
+"""The local platform: this machine as training node and serving host."""

@@ -1,0 +1,233 @@
+"""The local platform: a real agent process is the node, a real inference server is the endpoint.
+
+It is not a mock. Terraform's built-in provider starts the agent at apply; destroying *revokes its grant*. The agent
+dies with its grant, its lock or its deadline, whatever Terraform, the keeper or the flow do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mlinfra_prefect.agent.archive import build_archive
+from mlinfra_prefect.agent.wire import write_json
+from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NodeLost
+from mlinfra_prefect.local import client, process
+from mlinfra_prefect.local.node import LocalNode, revoke
+from mlinfra_prefect.local.serving import serve_spec
+from mlinfra_prefect.model.lease import Attempt, EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.names import token
+from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.receipt import Search
+from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.stack import StackInput
+
+AGENT_END_SECONDS = 10.0
+"""How long an agent may take to end once its grant is revoked, before it is killed."""
+
+
+class LocalPlatform:
+    """See `lifecycle.platform.Platform`."""
+
+    name = "local"
+    consistency_seconds = 0.0
+
+    def __init__(self, *, cache: Path, stacks: Path) -> None:
+        self._cache = cache
+        self._stacks = stacks
+
+    def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
+        """This machine, if it has what is asked for. It costs nothing that we could meter."""
+        kind, count = request.accelerator.name, request.accelerator.count
+        have = gpus()
+        skipped = None
+        if request.market != "on-demand":
+            skipped = f"the local platform has no {request.market} market"
+        elif count and sum(_matches(name, kind) for name in have) < count:
+            skipped = f"this machine has {_listed(have)}, not {request.accelerator}"
+        return (
+            Offer(type="local", region=socket.gethostname(), market="on-demand", usd_per_hour=0.0, gpus=count, skipped=skipped),
+        )
+
+    def stack(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> StackInput:
+        """Write the grant and the agent's spec, and return the stack that starts the agent."""
+        node_dir = Path(attempt.node_dir)
+        node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        archive = build_archive(self._cache)
+        grant, spec = grant_of(attempt), node_dir.parent / "agent-spec.json"
+        secret = token()
+        deadline = record.deadline.timestamp() if record.deadline else None
+        serve = serve_spec(record, self._cache, node_dir) if isinstance(record, EndpointRecord) else None
+        write_json(
+            spec,
+            {
+                "schema": "mlinfra-prefect/agent/1",
+                "ledger_id": record.ledger_id,
+                "lease_id": record.id,
+                "attempt": attempt.number,
+                "role": "endpoint" if serve else "node",
+                "deadline": deadline,
+                "node_dir": str(node_dir),
+                "grant": str(grant),
+                "grant_token": secret,
+                "heartbeat_seconds": 2.0,
+                "poll_seconds": 0.1,
+                "python": sys.executable,
+                "cache_dir": str(self._cache),
+                "serve": serve,
+            },
+        )
+        grant.touch(mode=0o600)
+        grant.write_text(secret)
+        name = "local-endpoint" if serve else "local-node"
+        variables: dict[str, Any] = {
+            "mlinfra": {
+                "ledger_id": record.ledger_id,
+                "lease_id": record.id,
+                "attempt": attempt.number,
+                "deadline": str(deadline or ""),
+                "environment": record.environment,
+                "tags": {},
+            },
+            "agent": {
+                "python": sys.executable,
+                "archive": str(archive),
+                "spec": str(spec),
+                "grant": str(grant),
+                "node_dir": str(node_dir),
+            },
+        }
+        return StackInput(name=name, root_module=self._stacks / name, variables=variables)
+
+    def plan_stack(self) -> StackInput:
+        """The stack of a node with placeholders, for plans made before any lease exists; creates nothing."""
+        ids = {"ledger_id": "plan", "lease_id": "plan", "attempt": 1, "deadline": "", "environment": "plan", "tags": {}}
+        agent = dict.fromkeys(("python", "archive", "spec", "grant", "node_dir"), "/planned")
+        return StackInput(
+            name="local-node", root_module=self._stacks / "local-node", variables={"mlinfra": ids, "agent": agent}
+        )
+
+    def check_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt, deadline: float) -> None:
+        """Success is what exists, not an exit code: the agent lives, and a server answers.
+
+        Raises:
+            NodeLost: the agent is not there.
+            EndpointNotReady: the server did not answer before the deadline (epoch seconds).
+        """
+        node = self.node(attempt)
+        if not node.alive():
+            raise NodeLost(f"The agent of {record.id} is not running. {node.why_gone()}".strip())
+        if isinstance(record, EndpointRecord):
+            ready_by = min(deadline, time.time() + record.serving.ready_seconds)
+            try:
+                client.wait_ready(record.url, ready_by, node.alive)
+            except EndpointNotReady as error:
+                said = server_words(Path(attempt.node_dir))
+                raise EndpointNotReady(f"{error.message} {node.why_gone()} {said}".strip(), error.remedy) from error
+
+    def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:
+        """Whether the node or the server still lives."""
+        return self.node(attempt).alive()
+
+    def node(self, attempt: Attempt) -> LocalNode:
+        """The node of an attempt."""
+        return LocalNode(Path(attempt.node_dir))
+
+    def stop_meter(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:
+        """Revoke the grant and wait until the agent and all it started are gone. Idempotent; never queues."""
+        revoke(grant_of(attempt))
+        node = self.node(attempt)
+        until = time.monotonic() + AGENT_END_SECONDS
+        while node.alive() and time.monotonic() < until:
+            time.sleep(0.02)
+
+    def sweep(self, record: LeaseRecord | EndpointRecord) -> Search:
+        """Look for processes that carry the record's id, and end them."""
+        return process.sweep(record.ledger_id, record.id)
+
+    def tidy(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:
+        """Keep a released node's logs and delete the rest of its directory. Idempotent."""
+        node_dir = Path(attempt.node_dir)
+        if not node_dir.is_dir():
+            return
+        logs = node_dir.parent.parent / "logs"
+        logs.mkdir(mode=0o700, exist_ok=True)
+        for log in node_dir.glob("jobs/*/*"):
+            if log.name in {"log.txt", "events.jsonl", "status.json"} and log.is_file():
+                shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
+        for log in node_dir.glob("*.log"):
+            shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
+        shutil.rmtree(node_dir)
+
+    def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
+        """Return a port of the loopback interface that nobody listens on and that no endpoint has reserved.
+
+        Raises:
+            InvalidInput: the wanted port is in use.
+        """
+        if wanted is not None:
+            if taken(wanted) or not _free(wanted):
+                raise InvalidInput("port", f"{wanted} is in use", "Choose another, or leave it out to get a free one.")
+            return wanted
+        for _ in range(64):
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                port = int(probe.getsockname()[1])
+            if not taken(port):
+                return port
+        raise InvalidInput("port", "no free port was found on the loopback interface", "Release an endpoint first.")
+
+
+def grant_of(attempt: Attempt) -> Path:
+    """The grant by which an attempt's agent lives."""
+    return Path(attempt.node_dir).parent / "grant"
+
+
+def server_words(node_dir: Path, lines: int = 5) -> str:
+    """The last lines that a server wrote."""
+    with contextlib.suppress(OSError):
+        return " | ".join((node_dir / "server.log").read_text(errors="replace").splitlines()[-lines:])
+    return ""
+
+
+@functools.cache
+def gpus() -> tuple[str, ...]:
+    """The names of this machine's NVIDIA GPUs, as ``nvidia-smi`` tells them; empty where there is none."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return ()
+    try:
+        told = subprocess.run(
+            [tool, "--query-gpu=name", "--format=csv,noheader"],
+            capture_output=True, text=True, timeout=10, check=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(line.strip() for line in told.stdout.splitlines() if line.strip())
+
+
+def _matches(device: str, kind: str) -> bool:
+    words = device.upper().replace("-", " ").split()
+    return all(part in words for part in kind.upper().split("-"))
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(names) if names else "no GPU"
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,70 @@
+"""What the agent of an endpoint has to run: KServe's Python server in an environment of its own."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from mlinfra_prefect.agent import allowlist, environments
+from mlinfra_prefect.agent.wire import write_json
+from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
+from mlinfra_prefect.local.serving_requirements import serving_requirements
+from mlinfra_prefect.model.lease import EndpointRecord
+
+FORMATS = ("sklearn-skops", "python")
+"""The formats that a local endpoint can serve."""
+
+
+def check_servable(record_format: str, predictor: str | None) -> None:
+    """Refuse what the server could not load, before anything is created.
+
+    Raises:
+        InvalidInput: naming the field.
+    """
+    if record_format not in FORMATS:
+        raise InvalidInput(
+            "model",
+            f"its format is {record_format!r}, which the local endpoint cannot serve",
+            f"Save it as one of {', '.join(FORMATS)}: node().artifact(format=…).",
+        )
+    if (record_format == "python") != (predictor is not None):
+        raise InvalidInput("serving.predictor", "goes with models of format 'python', and they need it")
+
+
+def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path) -> dict[str, Any]:
+    """Make the server's environment (cached by the hash of its requirements) and return what the agent runs.
+
+    Blocking: the first time it installs packages.
+
+    Raises:
+        EndpointNotReady: the environment could not be installed; the message carries the installer's last lines.
+    """
+    artifact = record.versions[-1].artifact
+    requirements = serving_requirements(artifact.format, artifact.versions)
+    path = node_dir / "install.log"
+    log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        python = environments.ensure(
+            cache, Path(sys.executable), requirements, inherit=False, log=log, env=allowlist.inherited(pip=True)
+        )
+    except environments.EnvironmentFailed as error:
+        said = " | ".join(path.read_text(errors="replace").splitlines()[-5:])
+        raise EndpointNotReady(f"The server's environment could not be installed: {error}. {said}") from error
+    finally:
+        os.close(log)
+    manifest = node_dir / "artifact.json"
+    write_json(manifest, {"files": [entry.model_dump() for entry in artifact.files]})
+    argv = [
+        str(python), "-I", str(Path(__file__).with_name("server.py")),
+        "--model-dir", str(artifact.path),
+        "--name", record.name,
+        "--host", "127.0.0.1",
+        "--port", str(record.port),
+        "--format", artifact.format,
+        "--sha256-manifest", str(manifest),
+    ]  # fmt: skip
+    if record.serving.predictor:
+        argv += ["--predictor", record.serving.predictor, "--code-dir", str(artifact.path)]
+    return {"argv": argv, "env": {}, "cwd": str(node_dir)}

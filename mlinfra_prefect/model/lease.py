@@ -1,0 +1,289 @@
+"""Leases and endpoints: the durable record of everything that may exist because of them, and its legal states.
+
+A lease and an endpoint are *kept* in the same way: written ahead, owned by a keeper, released in the same order. So
+they share one state machine; what differs is what they hold. An endpoint in ``provisioning`` is being deployed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import Field
+
+from mlinfra_prefect.errors import IllegalTransition
+from mlinfra_prefect.model.artifact import ModelArtifact
+from mlinfra_prefect.model.names import Id, Line, Sha256
+from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.process import Owner, ProcessIdentity
+from mlinfra_prefect.model.receipt import Receipt
+from mlinfra_prefect.model.record import Moment, Record
+from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
+
+
+class State(StrEnum):
+    """States of a lease or an endpoint (DESIGN §4)."""
+
+    REQUESTED = "requested"
+    PROVISIONING = "provisioning"
+    READY = "ready"
+    RELEASING = "releasing"
+    STUCK = "stuck"
+    RELEASED = "released"
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.REQUESTED: frozenset({State.PROVISIONING, State.RELEASING}),
+    State.PROVISIONING: frozenset({State.READY, State.RELEASING, State.PROVISIONING}),
+    State.READY: frozenset({State.PROVISIONING, State.RELEASING}),
+    State.RELEASING: frozenset({State.RELEASED, State.STUCK}),
+    State.STUCK: frozenset({State.RELEASING, State.RELEASED}),
+    State.RELEASED: frozenset(),
+}
+LIVE = frozenset({State.REQUESTED, State.PROVISIONING, State.READY})
+
+
+class AttemptState(StrEnum):
+    """States of an attempt."""
+
+    PLANNED = "planned"
+    APPLYING = "applying"
+    UP = "up"
+    RELEASING = "releasing"
+    RELEASED = "released"
+
+
+ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[AttemptState]] = {
+    AttemptState.PLANNED: frozenset({AttemptState.APPLYING, AttemptState.RELEASING}),
+    AttemptState.APPLYING: frozenset({AttemptState.UP, AttemptState.RELEASING}),
+    AttemptState.UP: frozenset({AttemptState.RELEASING}),
+    AttemptState.RELEASING: frozenset({AttemptState.RELEASED}),
+    AttemptState.RELEASED: frozenset(),
+}
+
+
+class Attempt(Record):
+    """One offer tried, with a Terraform state of its own."""
+
+    number: int = Field(title="Number", description="Counted from 1 within the lease.", ge=1, examples=[1])
+    state: AttemptState = Field(
+        default=AttemptState.PLANNED, title="State", description="How far it has come, or gone.", examples=["up"]
+    )
+    offer: Offer = Field(title="Offer", description="What it tries to rent.")
+    stack: Line = Field(title="Stack", description="The root module.", examples=["local-node"])
+    directory: str = Field(
+        title="Directory",
+        description="Of its Terraform working directory, state and bundle.",
+        examples=["/home/ada/.mlinfra-prefect/work/l0f3c5d7e9b1a2c4d6e8f-1/1/terraform"],
+    )
+    node_dir: str = Field(
+        title="Node's directory",
+        description="Where its agent works.",
+        examples=["/home/ada/.mlinfra-prefect/work/l0f3c5d7e9b1a2c4d6e8f-1/1/node"],
+    )
+    engine: Line = Field(
+        default="", title="Engine", description="Name and version of Terraform.", examples=["terraform 1.11.4"]
+    )
+    resources: tuple[Line, ...] = Field(
+        default=(), title="Resources", description="Ever seen in its state.", examples=[["terraform_data.node"]]
+    )
+    destroyed: tuple[Line, ...] = Field(
+        default=(), title="Destroyed", description="Of these, what is gone.", examples=[["terraform_data.node"]]
+    )
+    operation: Line | None = Field(
+        default=None, title="Operation", description="The one last recorded before it began.", examples=["apply"]
+    )
+    operation_deadline: Moment | None = Field(
+        default=None, title="Operation's deadline", description="Until then it is respected, unless its owner is dead."
+    )
+    applied_at: Moment | None = Field(
+        default=None, title="Apply began", description="The meter runs from here; None: nothing was created."
+    )
+    up_at: Moment | None = Field(default=None, title="Up at", description="When it was found up; None: not yet.")
+    gone_at: Moment | None = Field(default=None, title="Gone at", description="When it was destroyed; None: not yet.")
+
+
+class Client(Record):
+    """Who a lease is for: a process, or nobody by design (``up``)."""
+
+    kind: Literal["process", "none"] = Field(title="Kind", description="A process, or nobody by design.")
+    process: ProcessIdentity | None = Field(
+        default=None, title="Process", description="The one that runs the flow; None: nobody by design."
+    )
+    ended_at: Moment | None = Field(default=None, title="Ended at", description="The client said that it is done.")
+    lost_at: Moment | None = Field(default=None, title="Lost at", description="The keeper found it gone.")
+
+
+class Keeper(Record):
+    """Who owns the record now."""
+
+    place: Literal["process", "foreground", "service"] = Field(
+        title="Place", description="Where it lives, and so what it survives."
+    )
+    process: ProcessIdentity = Field(title="Process", description="The watcher's.")
+
+
+class JobNote(Record):
+    """What the record remembers of one job: enough for the receipt, the timeline and adoption."""
+
+    job_id: Id = Field(title="Job", description="Its id within the lease.", examples=["j1"])
+    label: Line = Field(title="Label", description="What runs, for people.", examples=["acme.churn:train"])
+    state: Line = Field(title="State", description="As the agent says.", examples=["succeeded"])
+    started_at: Moment | None = Field(default=None, title="Started at", description="None: not yet.")
+    finished_at: Moment | None = Field(default=None, title="Finished at", description="None: not yet.")
+    artifact_id: Id | None = Field(
+        default=None,
+        title="Artifact",
+        description="What it left; None: nothing yet.",
+        examples=["a0f3c5d7e9b1a2c4d6e8f"],
+    )
+
+
+class Kept(Record):
+    """What a lease and an endpoint have in common."""
+
+    id: Id = Field(title="Id", description="The base and the round.", examples=["l0f3c5d7e9b1a2c4d6e8f-1"])
+    ledger_id: Line = Field(
+        title="Ledger",
+        description="The ledger's uuid; sweeps act on their own ledger only.",
+        examples=["7f0c1a3e-5f0a-4d0e-9a53-0f6f6c1d2b11"],
+    )
+    name: Id = Field(title="Name", description="As its owner called it.", examples=["training"])
+    environment: Id = Field(title="Environment", description="Whose caps it counts against.", examples=["dev"])
+    platform: Line = Field(title="Platform", description="Where it lies.", examples=["local"])
+    owner: Owner = Field(title="Owner", description="Who asked for it.")
+    state: State = Field(
+        default=State.REQUESTED, title="State", description="Of the lease or endpoint as a whole.", examples=["ready"]
+    )
+    reason: Line = Field(
+        default="", title="Reason", description="Why it is in this state.", examples=["the client was lost"]
+    )
+    generation: int = Field(
+        default=1, title="Generation", description="One higher at each takeover.", ge=1, examples=[1]
+    )
+    keeper: Keeper | None = Field(default=None, title="Keeper", description="Who owns it; None: nobody yet.")
+    client: Client = Field(title="Client", description="Who it is for.")
+    attempts: tuple[Attempt, ...] = Field(
+        default=(), title="Attempts", description="Every offer tried, oldest first; none is ever forgotten."
+    )
+    created_at: Moment = Field(title="Created at", description="When it was written, on the ledger's clock, in UTC.")
+    renewed_until: Moment = Field(
+        title="Renewed until", description="The lease TTL: after it anyone may take the record over."
+    )
+    ready_at: Moment | None = Field(default=None, title="Ready at", description="Last became ready; None: never.")
+    releasing_at: Moment | None = Field(default=None, title="Releasing at", description="Release began; None: not yet.")
+    released_at: Moment | None = Field(default=None, title="Released at", description="All is gone; None: not yet.")
+    failures: int = Field(
+        default=0, title="Failed release passes", description="Since its release began.", ge=0, examples=[0]
+    )
+    retry_at: Moment | None = Field(
+        default=None, title="Next release pass not before", description="None: at once, or nothing is to be done."
+    )
+    drain: bool = Field(default=True, title="Drain", description="Whether release starts with *checkpoint now*.")
+    error: Line = Field(
+        default="",
+        title="Error type",
+        description="Of a failed provision, for the client.",
+        examples=["CapacityUnavailable"],
+    )
+    receipt: Receipt | None = Field(default=None, title="Receipt", description="With `released`, and never before.")
+
+    @property
+    def live(self) -> bool:
+        """Whether it has not begun to go."""
+        return self.state in LIVE
+
+    @property
+    def attempt(self) -> Attempt | None:
+        """The latest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+
+class LeaseRecord(Kept):
+    """A time-bounded right to ephemeral infrastructure."""
+
+    kind: Literal["lease"] = Field(default="lease", title="Kind", description="A lease.")
+    base: Id = Field(title="Base", description="The id without its round.", examples=["l0f3c5d7e9b1a2c4d6e8f"])
+    round: int = Field(title="Round", description="Which lease of this base it is, from 1.", ge=1, examples=[1])
+    request: TrainingRequest = Field(title="Request", description="What was asked for, filled from the caps.")
+    request_hash: str = Field(
+        title="Request hash", description="Of the whole request.", examples=["60303ae22b998861bce3"]
+    )
+    deadline: Moment = Field(title="Hard deadline", description="Nothing extends past it.")
+    keep_until: Moment | None = Field(default=None, title="Kept until", description="With on_client_lost='keep'.")
+    resume_holds: tuple[Line, ...] = Field(
+        default=(),
+        title="Resume keys held",
+        description="No other live lease may have them.",
+        examples=[["dev/lora-r16"]],
+    )
+    jobs: tuple[JobNote, ...] = Field(default=(), title="Jobs", description="What ran on it, oldest first.")
+
+
+class Version(Record):
+    """One version of an endpoint."""
+
+    version: int = Field(title="Version", description="Counted from 1.", ge=1, examples=[1])
+    share: int = Field(title="Share (percent)", description="Of the requests.", ge=0, le=100, examples=[100])
+    state: Line = Field(
+        title="State", description="Where it is on its way.", examples=["deploying", "serving", "retired"]
+    )
+    sha256: Sha256 = Field(title="sha256", description="The artifact's, as it was verified.")
+    artifact: ModelArtifact = Field(title="Artifact", description="What it serves, with its lineage.")
+
+
+class EndpointRecord(Kept):
+    """A served model behind a stable URL, with its version history."""
+
+    kind: Literal["endpoint"] = Field(default="endpoint", title="Kind", description="An endpoint.")
+    serving: ServingRequest = Field(title="Serving", description="What was asked for.")
+    url: Line = Field(title="URL", description="Where it answers.", examples=["http://127.0.0.1:8123"])
+    port: int = Field(title="Port", description="Recorded and reserved.", ge=1, le=65535, examples=[8123])
+    expires_at: Moment | None = Field(
+        default=None, title="Expires at", description="The server ends itself then; None: it serves until released."
+    )
+    versions: tuple[Version, ...] = Field(title="Versions", description="Every one it ever had, oldest first.")
+
+    @property
+    def deadline(self) -> datetime | None:
+        """The moment at which the server ends itself."""
+        return self.expires_at
+
+
+def check_transition(before: Kept | None, after: Kept) -> None:
+    """Refuse what the state machine does not allow.
+
+    Raises:
+        IllegalTransition: naming both states.
+    """
+    if before is None:
+        if after.state is not State.REQUESTED:
+            raise IllegalTransition(f"{after.id}: a record begins as requested, not as {after.state}.")
+        return
+    if type(after) is not type(before) or (after.id, after.ledger_id) != (before.id, before.ledger_id):
+        raise IllegalTransition(f"{before.id}: a record never becomes another one ({after.id}).")
+    if after.generation < before.generation:
+        raise IllegalTransition(
+            f"{after.id}: the generation may not fall from {before.generation} to {after.generation}."
+        )
+    if after.state is not before.state and after.state not in TRANSITIONS[before.state]:
+        raise IllegalTransition(f"{after.id}: {before.state} does not lead to {after.state}.")
+    if before.state is State.RELEASED and after != before:
+        raise IllegalTransition(f"{after.id}: a released record is never changed.")
+    _check_attempts(before, after)
+    if after.state is State.RELEASED and any(a.state is not AttemptState.RELEASED for a in after.attempts):
+        raise IllegalTransition(f"{after.id}: an attempt is not released yet.")
+
+
+def _check_attempts(before: Kept, after: Kept) -> None:
+    known = len(before.attempts)
+    if [attempt.number for attempt in after.attempts[:known]] != [attempt.number for attempt in before.attempts]:
+        raise IllegalTransition(f"{after.id}: attempts are never forgotten.")
+    for new in after.attempts[known:]:
+        if new.state is not AttemptState.PLANNED:
+            raise IllegalTransition(f"{after.id}/{new.number}: an attempt begins as planned, not as {new.state}.")
+    for old, new in zip(before.attempts, after.attempts, strict=False):
+        if new.state is not old.state and new.state not in ATTEMPT_TRANSITIONS[old.state]:
+            raise IllegalTransition(f"{after.id}/{new.number}: {old.state} does not lead to {new.state}.")

@@ -1,0 +1,72 @@
+"""Offers and plans: what could be rented for a request, and what Terraform says it would do for one of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mlinfra_prefect.model.names import Line
+from mlinfra_prefect.model.record import Moment, Record
+from mlinfra_prefect.model.request import TrainingRequest
+
+
+class Offer(Record):
+    """One concrete way to meet a request: instance type, place and market, with its price."""
+
+    type: Line = Field(title="Type", description="The instance type.", examples=["local", "p4d.24xlarge"])
+    region: Line = Field(title="Region", description="Where it is rented.", examples=["local", "eu-central-1"])
+    zones: tuple[Line, ...] = Field(
+        default=(), title="Zones", description="Of the region; empty: any.", examples=[["eu-central-1a"]]
+    )
+    market: Literal["on-demand", "spot", "reserved"] = Field(title="Market", description="How it is bought.")
+    usd_per_hour: float = Field(title="Price (USD per hour)", description="Of one node.", ge=0, examples=[32.77])
+    gpus: int = Field(title="GPUs", description="In one node.", ge=0, examples=[8])
+    skipped: Line | None = Field(
+        default=None, title="Skipped", description="Why it cannot be taken; None: it can.", examples=["no quota"]
+    )
+
+
+class PlannedResource(Record):
+    """One resource that the plan would touch."""
+
+    address: Line = Field(title="Address", description="In the plan.", examples=["terraform_data.node"])
+    type: Line = Field(title="Type", description="Of the resource.", examples=["terraform_data"])
+    action: Line = Field(title="Action", description="What Terraform would do.", examples=["create"])
+
+
+class Plan(Record):
+    """What would exist, for how long at most, and what it would cost: reviewable before anything exists."""
+
+    request: TrainingRequest = Field(title="Request", description="Filled from the environment's caps.")
+    platform: Line = Field(title="Platform", description="Where it would lie.", examples=["local"])
+    offers: tuple[Offer, ...] = Field(title="Offers", description="In the order in which they would be tried.")
+    offer: Offer = Field(title="Offer", description="The first that can be taken.")
+    stack: Line = Field(title="Stack", description="The root module.", examples=["local-node"])
+    engine: Line = Field(title="Engine", description="Name and version of Terraform.", examples=["terraform 1.11.4"])
+    resources: tuple[PlannedResource, ...] = Field(title="Resources", description="What would be touched.")
+    max_minutes: int = Field(
+        title="Longest life (minutes)",
+        description="The lesser of its minutes and what its money buys.",
+        ge=1,
+        examples=[60],
+    )
+    estimate_usd: float = Field(
+        title="Estimate (USD)", description="Price times the longest life.", ge=0, examples=[32.77]
+    )
+    code_files: tuple[Line, ...] = Field(
+        default=(), title="Code", description="Files that would travel to the node.", examples=[["train.py"]]
+    )
+    code_bytes: int = Field(
+        default=0, title="Code size (bytes)", description="Of these files together.", ge=0, examples=[20480]
+    )
+    made_at: Moment = Field(title="Made at", description="When it was planned, in UTC.")
+
+    @property
+    def summary(self) -> str:
+        """One line for logs."""
+        return (
+            f"{len(self.resources)} resource(s) from {self.stack} on {self.platform}: {self.offer.type}, "
+            f"at most {self.max_minutes} min, {self.offer.usd_per_hour:.2f} USD/h, "
+            f"at most {self.estimate_usd:.2f} USD"
+        )

@@ -1,0 +1,293 @@
+"""What a flow asks for: infrastructure to train on, a job to run there, and a serving of the result.
+
+Overrides *merge*: a partial override never drops the other fields. Caps belong to the environment and a request may
+only lower them (`environment.Environment.admit`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from mlinfra_prefect.model.accelerator import Accelerator
+from mlinfra_prefect.model.json_values import JsonObject
+from mlinfra_prefect.model.names import EnvironmentVariable, Id, Line, digest
+from mlinfra_prefect.model.record import Record, parsed
+from mlinfra_prefect.model.resume import resume_key as resume_key  # noqa: PLC0414 (one of the request's own words)
+
+DEFAULT_MAX_MINUTES = 60
+MAX_MINUTES = 60 * 24 * 30
+"""No lease lives longer than 30 days; longer work resumes from a checkpoint."""
+MAX_USD = 1e6
+MAX_HOURLY_USD = 1e5
+"""Above these a number is a typing error."""
+
+_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}")
+
+
+def _no_option(text: str) -> str:
+    # pip would take it as an option: another index, or a file of the node.
+    if text.lstrip().startswith("-"):
+        raise ValueError("must be a requirement such as 'torch==2.9.*', not an option of pip")
+    return text
+
+
+def _says_where(text: str) -> str:
+    place, colon, name = text.rpartition(":")
+    if not (place and colon and name):
+        raise ValueError("must be 'module:function' or 'path/to/file.py:function'; a command is a list")
+    return text
+
+
+def _names_a_program(words: tuple[str, ...]) -> tuple[str, ...]:
+    if not words or not words[0]:
+        raise ValueError("names nothing to run")
+    return words
+
+
+def _refers(text: str) -> str:
+    if not _REFERENCE.fullmatch(text):
+        raise ValueError("must be a reference such as 'env:HF_TOKEN'; a secret itself is never written here")
+    return text
+
+
+def _kind_of_target(value: object) -> str:
+    return "[command]" if isinstance(value, list | tuple) else "[function]"
+
+
+SecretReference = Annotated[
+    str,
+    AfterValidator(_refers),
+    Field(json_schema_extra={"pattern": f"^{_REFERENCE.pattern}$"}, examples=["env:HF_TOKEN"]),
+]
+Requirement = Annotated[Line, AfterValidator(_no_option), Field(min_length=1, examples=["torch==2.9.*"])]
+Function = Annotated[Line, AfterValidator(_says_where), Field(examples=["acme.churn:train"])]
+Command = Annotated[
+    tuple[Line, ...], AfterValidator(_names_a_program), Field(min_length=1, examples=[["python", "train.py"]])
+]
+# Told apart by their type alone, so that an error speaks of what was meant; `invalid` leaves out tags in brackets.
+Target = Annotated[
+    Annotated[Function, Tag("[function]")] | Annotated[Command, Tag("[command]")], Discriminator(_kind_of_target)
+]
+
+
+class TrainingRequest(Record):
+    """The infrastructure that a training needs, and the limits that no part of it may cross."""
+
+    accelerator: Accelerator = Field(
+        default=Accelerator(name="cpu", count=0),
+        title="Accelerator",
+        description="What one node has: NAME[:COUNT] or cpu.",
+        examples=["A100-80GB:8", "L4:1", "cpu"],
+    )
+    nodes: int = Field(
+        default=1, title="Nodes", description="How many nodes; one until gangs exist.", ge=1, le=1, examples=[1]
+    )
+    market: Literal["on-demand", "spot", "reserved"] = Field(
+        default="on-demand", title="Market", description="How capacity is bought; local has on-demand only."
+    )
+    name: Id = Field(
+        default="training", title="Name", description="The lease's name, part of its identity.", examples=["churn"]
+    )
+    environment: Id = Field(
+        default="dev", title="Environment", description="Whose caps and defaults hold.", examples=["dev", "prod"]
+    )
+    platform: Literal["local"] | None = Field(
+        default=None, title="Platform", description="Where; the environment's default when not given."
+    )
+    max_minutes: int | None = Field(
+        default=None,
+        title="Longest life (minutes)",
+        description=f"The hard limit; {DEFAULT_MAX_MINUTES} or the environment's cap when not given.",
+        ge=1,
+        le=MAX_MINUTES,
+        examples=[480],
+    )
+    max_usd: float | None = Field(
+        default=None,
+        title="Budget (USD)",
+        description="Over its whole life; the environment's cap when not given.",
+        gt=0,
+        le=MAX_USD,
+        examples=[25.0],
+    )
+    max_hourly_usd: float | None = Field(
+        default=None,
+        title="Price cap (USD per hour)",
+        description="Dearer offers are not taken; the environment's cap when not given.",
+        gt=0,
+        le=MAX_HOURLY_USD,
+        examples=[4.0],
+    )
+    on_client_lost: Literal["checkpoint_then_release", "release_now", "keep"] = Field(
+        default="checkpoint_then_release",
+        title="When the client is lost",
+        description="What the keeper does when the process that runs the flow is gone.",
+    )
+    keep_minutes: int | None = Field(
+        default=None,
+        title="Keep (minutes)",
+        description="With on_client_lost='keep', and only then: how long.",
+        ge=1,
+        le=MAX_MINUTES,
+        examples=[120],
+    )
+    grace_seconds: float = Field(
+        default=30.0,
+        title="Grace (seconds)",
+        description="Between *checkpoint now* (SIGTERM) and SIGKILL of the training.",
+        ge=0.1,
+        le=3600,
+        examples=[30.0],
+    )
+
+    @model_validator(mode="after")
+    def _keep_says_how_long(self) -> Self:
+        if (self.on_client_lost == "keep") != (self.keep_minutes is not None):
+            raise ValueError("on_client_lost='keep' and keep_minutes go together: give both or neither")
+        return self
+
+    def merged(self, overrides: Mapping[str, Any]) -> TrainingRequest:
+        """Return this request with some fields replaced; the others stay.
+
+        Raises:
+            InvalidInput: naming the field.
+        """
+        changes = dict(overrides)
+        if changes.get("on_client_lost", "keep") != "keep":
+            changes.setdefault("keep_minutes", None)
+        present = {name: getattr(self, name) for name in TrainingRequest.model_fields}
+        return parsed(TrainingRequest, {**present, **changes})
+
+    @property
+    def hash(self) -> str:
+        """A hash of every field, for lineage."""
+        return digest("request", self.model_dump_json())
+
+
+class TrainingJob(Record):
+    """One piece of work on a leased node: the training contract, the same on every platform."""
+
+    model_config = Record.model_config | {"hide_input_in_errors": True}  # it may be a secret pasted for its reference
+
+    target: Target = Field(
+        title="What runs",
+        description="'module:function', 'path/to/file.py:function', or a command as a list of arguments.",
+        examples=["acme.churn:train", ["python", "train.py", "--epochs", "3"]],
+    )
+    params: JsonObject = Field(
+        default_factory=dict,
+        title="Parameters",
+        description="JSON values: keyword arguments, and MLINFRA_PARAMS.",
+        examples=[{"epochs": 3}],
+    )
+    inputs: dict[EnvironmentVariable, Line] = Field(
+        default_factory=dict,
+        title="Inputs",
+        description="Name to path or file:// URI; MLINFRA_INPUT_<NAME>.",
+        examples=[{"corpus": "/data/corpus"}],
+    )
+    secrets: dict[EnvironmentVariable, SecretReference] = Field(
+        default_factory=dict,
+        title="Secrets",
+        description="Name to reference ('env:X'); set in the training process only.",
+        examples=[{"HF_TOKEN": "env:HF_TOKEN"}],
+    )
+    requirements: tuple[Requirement, ...] = Field(
+        default=(),
+        title="Requirements",
+        description="Installed by the agent, on top of the flow's environment.",
+        examples=[["torch==2.9.*"]],
+    )
+    resume: Line | None = Field(
+        default=None,
+        title="Resume key",
+        description="Checkpoints under this key outlive leases; {name} stands for a parameter.",
+        examples=["lora-{base}-r{rank}"],
+    )
+    grace_seconds: float | None = Field(
+        default=None, title="Grace (seconds)", description="Overrides the request's.", ge=0.1, le=3600, examples=[30.0]
+    )
+    progress_timeout_minutes: float | None = Field(
+        default=None,
+        title="Progress time-out (minutes)",
+        description="A training that says nothing for so long is stopped; None: a silent training lives on.",
+        gt=0,
+        le=MAX_MINUTES,
+        examples=[20.0],
+    )
+
+    @field_validator("requirements", mode="before")
+    @classmethod
+    def _many(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("must be a list of requirements")  # noqa: TRY004 (pydantic reports ValueError)
+        return value
+
+
+class ServingRequest(Record):
+    """A served model behind a stable URL."""
+
+    name: Annotated[Id, Field(max_length=40)] = Field(
+        title="Name", description="The endpoint's, part of its identity.", examples=["churn"]
+    )
+    environment: Id = Field(
+        default="dev", title="Environment", description="Whose caps and defaults hold.", examples=["dev", "prod"]
+    )
+    platform: Literal["local"] | None = Field(
+        default=None, title="Platform", description="Where; the environment's default when not given."
+    )
+    expires_minutes: int | None = Field(
+        default=None,
+        title="Expires after (minutes)",
+        description="The server ends itself then; None: it serves until it is released.",
+        ge=1,
+        le=MAX_MINUTES,
+        examples=[480],
+    )
+    port: int | None = Field(
+        default=None,
+        title="Port",
+        description="On loopback; a free one when not given.",
+        ge=1024,
+        le=65535,
+        examples=[8123],
+    )
+    ready_seconds: float = Field(
+        default=120.0,
+        title="Ready within (seconds)",
+        description="Else it is given back.",
+        ge=1,
+        le=3600,
+        examples=[120.0],
+    )
+    predictor: Line | None = Field(
+        default=None,
+        title="Predictor",
+        description="'file.py:function' inside the artifact's code, for models of format 'python'.",
+        examples=["serve.py:predict"],
+    )
+
+    @field_validator("predictor")
+    @classmethod
+    def _inside_the_code(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        file, _, function = value.partition(":")
+        path = PurePosixPath(file)
+        if path.suffix != ".py" or path.is_absolute() or ".." in path.parts or not function.isidentifier():
+            raise ValueError("must be 'file.py:function' inside the artifact's code")
+        return value
+
+    def merged(self, overrides: Mapping[str, Any]) -> ServingRequest:
+        """Return this request with some fields replaced.
+
+        Raises:
+            InvalidInput: naming the field.
+        """
+        present = {name: getattr(self, name) for name in ServingRequest.model_fields}
+        return parsed(ServingRequest, {**present, **overrides})

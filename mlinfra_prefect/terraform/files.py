@@ -1,0 +1,30 @@
+"""Writes private files so that no reader ever sees half of one: mode 0600, in a directory of mode 0700, by rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def private_directory(path: Path) -> Path:
+    """Makes the directory (and its parents) with mode 0700 and returns it; existing ones keep their mode."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return path
+
+
+def write_private(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
+    """Replaces the file atomically; ``durable`` also forces the content to disk before the rename."""
+    private_directory(path.parent)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), mode)
+            if durable:
+                os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

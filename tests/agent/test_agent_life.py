@@ -1,0 +1,328 @@
+"""What ends an agent, what does not, and that nothing it started outlives it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from agent_harness import NodeUnderTest, processes_with, wait_until
+
+from mlinfra_prefect.agent import identity, wire
+from mlinfra_prefect.agent.life import Life
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
+
+FAMILY = "sleep 300 & sleep 300 & wait"
+
+
+def revoke(node: NodeUnderTest) -> None:
+    node.grant.unlink()
+
+
+def change_token(node: NodeUnderTest) -> None:
+    node.grant.write_text("token-2")
+
+
+def remove_lock(node: NodeUnderTest) -> None:
+    (node.dir / wire.AGENT_LOCK).unlink()
+
+
+def replace_lock(node: NodeUnderTest) -> None:
+    (node.root / "other").touch()
+    (node.root / "other").replace(node.dir / wire.AGENT_LOCK)
+
+
+def sigterm(node: NodeUnderTest) -> None:
+    os.kill(node.pid, signal.SIGTERM)
+
+
+def remove_directory(node: NodeUnderTest) -> None:
+    shutil.rmtree(node.dir, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (revoke, "grant was revoked"), (change_token, "grant was replaced"), (remove_lock, "agent.lock is gone"),
+        (replace_lock, "agent.lock was replaced"), (sigterm, "SIGTERM"), (remove_directory, None),
+    ],
+)  # fmt: skip
+def test_every_cause_of_death_ends_the_agent_and_all_it_started(
+    node: NodeUnderTest, cause: Callable[[NodeUnderTest], None], reason: str | None
+) -> None:
+    """Grant, lock, SIGTERM, node directory: each ends agent, launcher, guardian, training and its grandchildren."""
+    node.start()
+    node.running(node.shell(FAMILY))
+    node.family(6)  # agent, launcher, guardian, sh, two sleeps
+
+    cause(node)
+
+    wait_until(lambda: not node.processes(), 4)
+    if reason is not None:
+        state = node.state()
+        assert state["state"] == "gone"
+        assert reason in state["reason"]
+        assert state["jobs"] == {"job-1": "stopped"}
+
+
+def test_the_deadline_ends_the_agent(node: NodeUnderTest) -> None:
+    """Past its deadline nothing of a lease runs, whoever else is alive; the jobs say why."""
+    node.start(deadline=time.time() + 0.8)
+    job = node.shell(FAMILY)
+    node.running(job)
+    wait_until(lambda: not node.processes(), 4)
+    assert "deadline" in node.state()["reason"]
+    assert "deadline" in wire.read_json(job / wire.STATUS)["reason"]
+
+
+def test_a_training_that_ignores_sigterm_is_killed_with_the_agent(node: NodeUnderTest) -> None:
+    """The grace at the end of an agent is two seconds, not as long as the training likes."""
+    node.start()
+    node.running(node.shell("trap '' TERM; while :; do sleep 0.1; done"))
+    node.grant.unlink()
+    wait_until(lambda: not node.processes(), 3.5)
+
+
+def test_sigkill_of_the_agent_ends_the_training_within_three_seconds(node: NodeUnderTest) -> None:
+    """The launcher is a dead-man: it sees that its agent is gone, kills the group and says so."""
+    node.start()
+    job = node.shell(FAMILY)
+    node.running(job)
+    node.family(6)
+    os.kill(node.pid, signal.SIGKILL)
+    wait_until(lambda: not node.processes(), 3)
+    status = wire.read_json(job / wire.STATUS)
+    assert (status["state"], status["reason"]) == ("stopped", "the agent died")
+
+
+def test_sigkill_of_agent_and_launcher_at_once_ends_the_training(node: NodeUnderTest) -> None:
+    """With both watchers dead in the same instant, the guardian and the kernel still end the whole group."""
+    node.start()
+    status = node.running(node.shell(FAMILY))
+    node.family(6)
+    assert status.launcher_pid is not None
+    for pid in (node.pid, status.launcher_pid):
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not node.processes(), 3)
+
+
+def test_a_launcher_killed_alone_fails_its_job_and_not_the_agent(node: NodeUnderTest) -> None:
+    """The agent goes on with the next job; the job that lost its launcher is failed, and its training is gone."""
+    node.start()
+    first = node.shell(FAMILY)
+    status = node.running(first)
+    assert status.launcher_pid is not None
+    os.kill(status.launcher_pid, signal.SIGKILL)
+    lost = node.wait(first)
+    assert lost.state == "failed"
+    assert "launcher" in str(lost.reason)
+    assert node.wait(node.shell("true", "job-2")).state == "succeeded"
+    wait_until(lambda: node.processes() == {node.pid}, 3)
+
+
+def test_spawn_of_a_live_agent_is_a_success_that_changes_nothing(node: NodeUnderTest) -> None:
+    """Terraform may run local-exec again: one agent, the same one."""
+    node.start()
+    pid = node.pid
+    assert node.spawn().returncode == 0
+    assert node.pid == pid
+    assert node.processes() == {pid}
+
+
+def test_two_spawns_at_once_leave_one_agent(node: NodeUnderTest) -> None:
+    """The lock decides; the one that lost it reports the winner's success."""
+    node.write_spec()
+    argv = [sys.executable, "-I", "-S", str(node.archive), "spawn", str(node.spec_path)]
+    racers = [subprocess.Popen(argv, stderr=subprocess.PIPE) for _ in range(3)]
+    codes = [racer.wait(timeout=20) for racer in racers]
+    for racer in racers:
+        assert racer.stderr is not None
+        racer.stderr.close()
+    node.pids.append(node.state()["pid"])
+    assert codes == [0, 0, 0]
+    wait_until(lambda: node.processes() == {node.pid})
+
+
+def test_a_new_agent_may_follow_a_dead_one(node: NodeUnderTest) -> None:
+    """A stale agent.json and a free lock are no agent; a job it left half-done is failed, not run again."""
+    node.start()
+    job = node.shell(FAMILY)
+    status = node.running(job)
+    for pid in (node.pid, status.launcher_pid):
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    wait_until(node.gone)
+    assert node.spawn().returncode == 0
+    assert len(set(node.pids)) == 2
+    assert node.wait(job).state == "failed"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda node: node.spec_path.write_text("{"), "not valid JSON"),
+        (lambda node: node.spec_path.unlink(), "cannot be read"),
+        (lambda node: node.grant.unlink(), "no grant"),
+        (lambda node: node.grant.write_text("else"), "grant is another one"),
+        (lambda node: node.write_spec(deadline=1.0), "deadline passed"),
+        (lambda node: node.write_spec(python=Path("/nonexistent/python")), "cannot be started"),
+        (lambda node: node.write_spec(attempt=2, node_dir=node.root / "no" / "such"), "No such file"),
+    ],
+)  # fmt: skip
+def test_a_spawn_that_cannot_succeed_says_why_and_leaves_nothing(
+    node: NodeUnderTest, spoil: Callable[[NodeUnderTest], object], said: str
+) -> None:
+    """Exit code 1, one sentence on stderr for Terraform to show, no process."""
+    node.write_spec()
+    spoil(node)
+    done = node.spawn()
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert node.processes() == set()
+
+
+def test_another_leases_agent_is_never_taken_for_ours(node: NodeUnderTest) -> None:
+    """Idempotence is for the same lease and attempt only."""
+    node.start()
+    node.write_spec(attempt=2)
+    done = node.spawn()
+    assert done.returncode == 1
+    assert "lives here" in done.stderr
+
+
+def test_inherited_descriptors_are_closed_in_every_process(node: NodeUnderTest, tmp_path: Path) -> None:
+    """Terraform's state lock is a descriptor that local-exec inherits: nobody of ours may keep it open."""
+    lock = tmp_path / "terraform.lock"
+    lock.touch()
+    node.write_spec()
+    descriptor = os.open(lock, os.O_RDWR)
+    try:
+        assert node.spawn(pass_fds=(descriptor,)).returncode == 0
+    finally:
+        os.close(descriptor)
+    node.running(node.shell(FAMILY))
+    for pid in node.processes():
+        opened = {os.readlink(path) for path in Path(f"/proc/{pid}/fd").iterdir()}
+        assert str(lock) not in opened
+        assert not any(target.endswith("agent.lock") for target in opened) or pid == node.pid
+
+
+def test_the_agent_leaves_the_session_and_the_tree_of_its_spawner(node: NodeUnderTest) -> None:
+    """A killed process group, a closed terminal or a dead Terraform cannot reach it."""
+    node.start()
+    assert os.getsid(node.pid) == node.pid
+    assert os.readlink(f"/proc/{node.pid}/fd/0") == "/dev/null"
+    parent = int(Path(f"/proc/{node.pid}/stat").read_text().rpartition(")")[2].split()[1])
+    assert parent != os.getpid()
+    assert (node.dir / wire.AGENT_LOG).stat().st_mode & 0o777 == 0o600
+
+
+def test_only_allow_listed_variables_reach_the_agent_and_the_training(node: NodeUnderTest) -> None:
+    """Cloud keys and Prefect's key of the worker never reach training code; PIP_* reaches only who runs pip."""
+    planted = {"AWS_SECRET_ACCESS_KEY": "canary-aws", "PREFECT_API_KEY": "canary-prefect", "TF_VAR_x": "canary-tf",
+               "PIP_INDEX_URL": "canary-pip", "LC_TIME": "C", "HTTPS_PROXY": "http://proxy.invalid"}  # fmt: skip
+    node.start(env=planted)
+    training = node.running(node.shell(FAMILY, env={"CHOSEN": "yes"})).pid
+    for pid in node.processes():
+        text = Path(f"/proc/{pid}/environ").read_text()
+        assert "canary-aws" not in text
+        assert "canary-prefect" not in text
+        assert "canary-tf" not in text
+        assert "LC_TIME=C" in text
+        assert "http://proxy.invalid" in text
+    text = Path(f"/proc/{training}/environ").read_text()
+    assert "canary-pip" not in text
+    assert "CHOSEN=yes" in text
+
+
+def test_every_started_process_carries_the_four_marks(node: NodeUnderTest) -> None:
+    """A sweep finds each of them, whatever died before it: agent, launcher, guardian, training, grandchildren."""
+    deadline = time.time() + 60
+    node.start(deadline=deadline)
+    node.running(node.shell(FAMILY))
+    pids = node.family(6)
+    for mark in ("MLINFRA_LEDGER_ID=ledger-1", "MLINFRA_ATTEMPT=1", f"MLINFRA_DEADLINE={deadline!r}"):
+        assert processes_with(mark) >= pids
+
+
+def test_the_heartbeat_moves_while_the_agent_lives(node: NodeUnderTest) -> None:
+    """agent.json is rewritten at its interval even when nothing happens, atomically and 0600."""
+    node.start(heartbeat_seconds=0.05)
+    first = node.state()["heartbeat"]
+    wait_until(lambda: node.state()["heartbeat"] > first)
+    assert (node.dir / wire.AGENT_STATE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_broken_job_file_fails_that_job_only(node: NodeUnderTest) -> None:
+    """Garbage in one job directory is that job's failure."""
+    node.start()
+    broken = node.dir / wire.JOBS / "broken"
+    broken.mkdir(parents=True)
+    (broken / wire.JOB).write_text("{]")
+    assert "JSON" in str(node.wait(broken).reason)
+    assert node.wait(node.shell("true")).state == "succeeded"
+
+
+def test_a_server_that_exits_ends_its_agent_and_is_not_restarted(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """An endpoint whose server is gone says so; a silent restart would hide a crash loop."""
+    node = endpoint("echo served $SERVER_SETTING; sleep 0.3; exit 7")
+    wait_until(node.gone)
+    assert node.state()["state"] == "gone"
+    assert node.state()["reason"] == "server exited with 7"
+    assert (node.dir / wire.SERVER_LOG).read_text() == "served on\n"
+    assert node.processes() == set()
+
+
+def test_a_server_dies_with_its_agent_even_by_sigkill(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """Nobody would end it at its deadline otherwise."""
+    node = endpoint(FAMILY)
+    node.family(5)  # agent, guardian, sh, two sleeps
+    os.kill(node.pid, signal.SIGKILL)
+    wait_until(lambda: not node.processes(), 3)
+
+
+def test_an_endpoint_ends_at_its_deadline(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """expires_at needs nobody: no keeper, no reaper."""
+    node = endpoint(FAMILY, deadline=time.time() + 0.6)
+    wait_until(lambda: not node.processes(), 4)
+    assert "deadline" in node.state()["reason"]
+
+
+def test_a_disk_that_hiccups_does_not_end_a_training(
+    node: NodeUnderTest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An unreadable grant is not a revoked one until it stays unreadable for ten seconds."""
+    spec = node.write_spec(grant=tmp_path / "grant")
+    (node.dir / wire.AGENT_LOCK).touch()
+    now = [0.0]
+    life = Life(spec, monotonic=lambda: now[0])
+    assert life.ended() is None
+
+    def fail(self: Path) -> bytes:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "read_bytes", fail)
+        assert life.ended() is None
+        now[0] = 9.0
+        assert life.ended() is None
+        now[0] = 10.5
+        assert "could not be read" in str(life.ended())
+    assert life.ended() is None
+
+
+def test_a_reused_pid_is_not_taken_for_the_old_process() -> None:
+    """Pid and start time together name a process."""
+    pid, started = identity.mine()
+    assert identity.is_alive(pid, started)
+    assert not identity.is_alive(pid, "1")
+    child = subprocess.Popen(["true"])
+    wait_until(lambda: identity.start_time(child.pid) is None)  # a zombie is not alive
+    child.wait()
