@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 SPAWN_SECONDS: Final = 15.0
+LOCKED: Final = 3
 _POLL_SECONDS: Final = 0.01
 
 
@@ -83,7 +84,7 @@ def spawn(spec_path: Path, archive: Path, *, timeout: float = SPAWN_SECONDS) -> 
         running = live_agent(spec)
         if running is not None:
             return running
-        if agent.poll() is not None:
+        if agent.poll() not in {None, LOCKED}:  # the one that holds the lock is another spawn's, and coming up
             raise SpecError(f"the agent ended with {agent.returncode} before it was up: {_last_words(spec, offset)}")
         time.sleep(_POLL_SECONDS)
     agent.kill()
@@ -137,7 +138,7 @@ def take_lock(spec: AgentSpec, life: Life) -> int | None:
 
 
 def run(spec_path: Path, archive: Path) -> int:
-    """Be the agent until its life ends; returns the exit code. A second agent for the same directory exits 3."""
+    """Be the agent until its life ends; returns the exit code. A second agent for the same directory exits `LOCKED`."""
     from .supervise import Agent  # noqa: PLC0415  (spawn, which runs inside Terraform, does not need it)
 
     os.umask(0o077)
@@ -146,5 +147,5 @@ def run(spec_path: Path, archive: Path) -> int:
     lock = take_lock(spec, life)
     if lock is None:
         sys.stderr.write("another agent holds the lock of this node directory\n")
-        return 3
+        return LOCKED
     return Agent(spec, spec_path, archive, life).run()

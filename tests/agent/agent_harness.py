@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from mlinfra_prefect.agent import identity, submission, wire
+from mlinfra_prefect.agent import codecs, identity, submission, wire
 from mlinfra_prefect.agent.specs import AgentSpec, CallableRef, CodeRef, JobSpec, StopOrder
 from mlinfra_prefect.agent.status import JobStatus, read_status
 
@@ -54,6 +54,12 @@ def code_zip(files: dict[str, str]) -> bytes:
         for name, text in files.items():
             archive.writestr(name, text)
     return buffer.getvalue()
+
+
+def result_of(job_dir: Path) -> Any:
+    """What a callable returned, decoded as the client does."""
+    envelope = wire.read_json(job_dir / wire.RESULT)["value"]
+    return codecs.decode(envelope, job_dir / wire.RESULT_FILES)
 
 
 class NodeUnderTest:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# pytest's importlib mode imports no siblings; the harness is one, shared by this area's tests.
+sys.path.insert(0, str(Path(__file__).parent))
+
 from agent_harness import NodeUnderTest
 
 from mlinfra_prefect.agent.archive import build_archive

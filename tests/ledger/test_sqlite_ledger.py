@@ -13,29 +13,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from sqlite_stores import open_store, spoil
 
 from mlinfra_prefect.errors import LedgerUnavailable, LedgerUnreadable
-from mlinfra_prefect.ledger import SqliteLedger, mounts
+from mlinfra_prefect.ledger import SqliteLedger, mounts, sqlite_file
 from mlinfra_prefect.ledger.mounts import Mount, file_system, parse_linux_table, parse_listing
 from mlinfra_prefect.ledger.mounts import refuse_network_file_system as refuse
-from mlinfra_prefect.testing.ledger import Damage, LedgerConformance
+from mlinfra_prefect.testing.ledger import LedgerConformance
 from mlinfra_prefect.testing.records import sample_lease
-
-
-def open_store(directory: Path, store: str = "first") -> SqliteLedger:
-    """Open a ledger by its name; at module level, so that other processes can."""
-    return SqliteLedger(directory / f"{store}.sqlite")
-
-
-def spoil(directory: Path, record_id: str, kind: Damage) -> None:
-    """Spoil a record in the file itself."""
-    change = {
-        Damage.CORRUPTED: "json = substr(json, 1, length(json) / 2)",
-        Damage.BROKEN_TEXT: "json = CAST(CAST(substr(json, 1, 40) AS BLOB) || x'FF' || substr(json, 41) AS TEXT)",
-        Damage.FUTURE: 'schema = 999, json = \'{"kind": "lease", "colour": "blue"}\'',
-    }[kind]
-    with closing(sqlite3.connect(directory / "first.sqlite")) as db, db:
-        assert db.execute(f"UPDATE records SET {change} WHERE id = ?", (record_id,)).rowcount == 1  # noqa: S608
 
 
 class TestSqliteLedger(LedgerConformance):
@@ -88,6 +73,41 @@ def test_no_table_needs_a_newer_sqlite_than_enterprise_linux_has(tmp_path: Path)
         made = [row[0] for row in db.execute("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")]
     assert made
     assert not [sql for sql in made if "STRICT" in sql.upper()]
+
+
+def test_opening_waits_for_who_makes_the_ledger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite does not wait when a new file gets its write-ahead log while another one writes it; the ledger does."""
+    waited: list[float] = []
+    with closing(sqlite3.connect(tmp_path / "first.sqlite", isolation_level=None)) as maker:
+        maker.execute("BEGIN IMMEDIATE")
+
+        def sleep(seconds: float) -> None:
+            waited.append(seconds)
+            maker.execute("COMMIT")
+
+        monkeypatch.setattr(sqlite_file.time, "sleep", sleep)
+        open_store(tmp_path).close()
+    assert len(waited) == 1
+
+
+TAKES_IT_APART = """
+import sqlite3, sys
+try:
+    sqlite3.connect(sys.argv[1], timeout=0).execute("PRAGMA journal_mode=DELETE")
+except sqlite3.OperationalError as error:
+    sys.exit(str(error))
+"""
+
+
+def test_a_second_handle_does_not_drop_the_locks_of_the_first(tmp_path: Path) -> None:
+    """Closing a descriptor of the file would: then another process could take the log from under an open ledger."""
+    with closing(open_store(tmp_path)) as ledger:
+        ledger.create(sample_lease(), actor="test", reason="made")
+        with closing(open_store(tmp_path)):
+            command = [sys.executable, "-c", TAKES_IT_APART, str(tmp_path / "first.sqlite")]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        assert done.stderr.strip() == "database is locked"
+        assert len(ledger.records()) == 1
 
 
 WRITER = """

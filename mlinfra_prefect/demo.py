@@ -1,0 +1,135 @@
+"""``mlinfra-prefect demo``: the shipped flow on this machine, and at its end the proof of what happened.
+
+It needs no account, no Docker and nothing installed by hand. Unless told to keep the endpoint, it leaves no process
+behind.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from mlinfra_prefect.keeper.desk import has_work, watcher_alive
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.timeline import Span, timeline
+from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.receipt import Receipt
+
+KEEP_MINUTES = 60
+QUIET_SECONDS = 10.0
+_STYLES = {"provision": "yellow", "train": "green", "release": "magenta", "deploy": "yellow", "serve": "cyan"}
+
+
+def run_demo(*, keep: bool = False, as_json: bool = False) -> int:
+    """Run the demo; returns an exit code.
+
+    Args:
+        keep: leave the endpoint serving for an hour.
+        as_json: print one JSON document instead of tables.
+    """
+    # Prefect reads these when it is imported; a demo has nothing to tell to anybody.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    context = Context()
+    console = Console(stderr=as_json)
+    endpoint = _free_name(context)
+    first = not (context.home.cache / "environments").is_dir()
+    console.print(f"[bold]mlinfra-prefect demo[/]  home {context.home.root}")
+    if first:
+        console.print("The first run installs the server's environment (KServe), which takes a minute.", style="dim")
+    from mlinfra_prefect.flows.model_lifecycle import model_lifecycle
+
+    report = model_lifecycle(endpoint=endpoint, keep_minutes=KEEP_MINUTES if keep else 0)
+    records = [context.record(report["lease_id"]), context.record(report["endpoint_id"])]
+    spans = timeline(records, now=context.ledger.now())
+    receipts = [record.receipt for record in records if record.receipt is not None]
+    if not keep:
+        _wait_until_quiet(context.home)
+    if as_json:
+        told = {
+            "report": report,
+            "timeline": [span.model_dump(mode="json") | {"seconds": span.seconds} for span in spans],
+            "receipts": [receipt.model_dump(mode="json") for receipt in receipts],
+        }
+        sys.stdout.write(json.dumps(told, indent=1) + "\n")
+    else:
+        _show(console, report, spans, receipts, keep=keep)
+    return 0 if all(receipt.clean for receipt in receipts) else 1
+
+
+def _free_name(context: Context) -> str:
+    """The endpoint's name: an earlier demo may have kept its own."""
+    for number in range(1, 100):
+        name = "digits" if number == 1 else f"digits-{number}"
+        if context.ledger.holder(f"endpoint:dev:{name}") is None:
+            return name
+    return f"digits-{int(time.time())}"
+
+
+def _wait_until_quiet(home: Home) -> None:
+    """The keeper goes when nothing is left to keep: wait for it, so that nothing is left behind."""
+    until = time.monotonic() + QUIET_SECONDS
+    while not has_work(home) and watcher_alive(home) and time.monotonic() < until:
+        time.sleep(0.05)
+
+
+def _show(console: Console, report: dict[str, Any], spans: tuple[Span, ...], receipts: list[Receipt], *, keep: bool) -> None:
+    console.print()
+    console.print(Panel(_bars(spans, max(20, min(console.width, 120) - 38)), title="timeline", title_align="left"))
+    for receipt in receipts:
+        console.print(Panel(receipt_table(receipt), title=f"receipt of {receipt.kind} {receipt.id}", title_align="left"))
+    lease = next((receipt for receipt in receipts if receipt.kind == "lease"), None)
+    console.print(
+        f"accuracy [bold green]{100 * report['served_accuracy']:.1f} %[/] on {report['asked']} held-out digits, "
+        f"as asked of the endpoint over HTTP (on the node: {100 * report['scores']['accuracy']:.1f} %)"
+    )
+    if lease is not None:
+        console.print(
+            f"the node was up {lease.up_seconds:.1f} s, trained {lease.trained_seconds:.1f} s; "
+            f"paid but not training: [bold]{lease.idle_seconds:.1f} s[/]"
+        )
+    console.print(f"artifact {report['artifact_id']}  sha256 {report['artifact_sha256'][:16]}…")
+    if keep:
+        console.print(
+            f"kept: {report['url']} for {KEEP_MINUTES} minutes; give it back: mlinfra-prefect release {report['endpoint_id']}"
+        )
+
+
+def _bars(spans: tuple[Span, ...], width: int) -> Table:
+    began, ended = min(span.began for span in spans), max(span.ended for span in spans)
+    whole = max((ended - began).total_seconds(), 1e-9)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
+    for span in spans:
+        start = int((span.began - began).total_seconds() / whole * width)
+        length = max(1, round(span.seconds / whole * width))
+        bar = Text(" " * min(start, width - 1) + "█" * min(length, width - min(start, width - 1)), style=_STYLES[span.what])
+        table.add_row(span.what, f"{span.seconds:.1f} s", bar)
+    return table
+
+
+def receipt_table(receipt: Receipt) -> Table:
+    """A receipt for people."""
+    table = Table(box=box.SIMPLE, show_header=False, pad_edge=False)
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    table.add_row("reason", receipt.reason)
+    table.add_row("created", ", ".join(receipt.created) or "nothing")
+    table.add_row("destroyed", ", ".join(receipt.destroyed) or "nothing")
+    for search in receipt.searches:
+        found = ", ".join(search.found) or "nothing"
+        table.add_row("searched", f"{search.what} on {search.where} at {search.at:%H:%M:%S}: found {found}")
+    table.add_row("up", f"{receipt.up_seconds:.1f} s, idle {receipt.idle_seconds:.1f} s")
+    table.add_row("cost", f"{receipt.cost_usd:.2f} USD")
+    return table
