@@ -22,7 +22,7 @@ def split() -> tuple[Any, Any, Any, Any]:
     return tuple(train_test_split(images, labels, test_size=HELD_OUT, random_state=SEED, stratify=labels))
 
 
-def train_digits(epochs: int = 20, regularisation: float = 0.1) -> ModelArtifact:
+def train_digits(epochs: int = 10, regularisation: float = 0.1) -> ModelArtifact:
     """Train a softmax regression, telling its progress, and leave it as a model that can be served.
 
     Args:

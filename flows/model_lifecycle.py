@@ -32,7 +32,7 @@ def model_lifecycle(
     accelerator: str = "cpu",
     environment: str = "dev",
     max_minutes: int = 15,
-    epochs: int = 20,
+    epochs: int = 10,
     regularisation: float = 0.1,
     accuracy_floor: float = 0.9,
     endpoint: str = "digits",

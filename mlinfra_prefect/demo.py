@@ -84,7 +84,7 @@ def _wait_until_quiet(home: Home) -> None:
 
 def _show(console: Console, report: dict[str, Any], spans: tuple[Span, ...], receipts: list[Receipt], *, keep: bool) -> None:
     console.print()
-    console.print(Panel(_bars(spans, max(20, min(console.width, 120) - 38)), title="timeline", title_align="left"))
+    console.print(Panel(_bars(spans, max(20, min(console.width, 120) - 44)), title="timeline", title_align="left"))
     for receipt in receipts:
         console.print(Panel(receipt_table(receipt), title=f"receipt of {receipt.kind} {receipt.id}", title_align="left"))
     lease = next((receipt for receipt in receipts if receipt.kind == "lease"), None)
@@ -115,7 +115,8 @@ def _bars(spans: tuple[Span, ...], width: int) -> Table:
         start = int((span.began - began).total_seconds() / whole * width)
         length = max(1, round(span.seconds / whole * width))
         bar = Text(" " * min(start, width - 1) + "█" * min(length, width - min(start, width - 1)), style=_STYLES[span.what])
-        table.add_row(span.what, f"{span.seconds:.1f} s", bar)
+        name = span.detail.rpartition(":")[2] or span.what
+        table.add_row(f"{span.what} {name}" if name != span.what else span.what, f"{span.seconds:.1f} s", bar)
     return table
 
 

@@ -18,6 +18,7 @@ class Span(Record):
 
     what: Line = Field(title="What", examples=["provision", "train", "release", "deploy", "serve"])
     of: Line = Field(title="Of", description="The lease's or endpoint's id.")
+    detail: Line = Field(default="", title="Detail", description="What was trained, or the endpoint's name.")
     began: Moment
     ended: Moment
 
@@ -36,7 +37,7 @@ def timeline(records: Iterable[KeptRecord], *, now: datetime) -> tuple[Span, ...
         spans.append(Span(what="provision" if is_lease else "deploy", of=record.id, began=record.created_at, ended=up))
         if isinstance(record, LeaseRecord):
             spans.extend(
-                Span(what="train", of=record.id, began=job.started_at, ended=job.finished_at or now)
+                Span(what="train", of=record.id, detail=job.label, began=job.started_at, ended=job.finished_at or now)
                 for job in record.jobs
                 if job.started_at
             )

@@ -7,6 +7,8 @@ Two homes never see each other. Everything in it is private (0700), and release 
 from __future__ import annotations
 
 import os
+import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,5 +93,15 @@ class Home:
 
     @property
     def slots(self) -> Path:
-        """Locks that limit the Terraform processes of this host."""
-        return self.cache / "slots"
+        """Locks that limit the Terraform processes of this host: one place for all homes of a user.
+
+        A place that somebody else made first is not trusted; then this home has a limit of its own.
+        """
+        shared = Path(tempfile.gettempdir()) / f"mlinfra-prefect-{os.getuid()}"
+        try:
+            shared.mkdir(mode=0o700, exist_ok=True)
+            status = shared.lstat()
+        except OSError:
+            return self.cache / "slots"
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+        return (shared if ours else self.cache) / "slots"
