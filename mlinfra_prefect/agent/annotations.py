@@ -30,11 +30,18 @@ _ABSTRACT = frozenset({
     collections.abc.Set, collections.abc.MutableSet, collections.abc.Collection, collections.abc.Iterable,
     collections.abc.Hashable, collections.abc.Sized,
 })  # fmt: skip
-_LAZY = (collections.abc.Iterator, collections.abc.AsyncIterator, collections.abc.Awaitable, collections.abc.AsyncIterable)
+_LAZY = (
+    collections.abc.Iterator,
+    collections.abc.AsyncIterator,
+    collections.abc.Awaitable,
+    collections.abc.AsyncIterable,
+)
 _TABLES = {
     "pandas": {"DataFrame"}, "polars": {"DataFrame"}, "pyarrow": {"Table"}, "torch": {"Tensor"},
 }  # fmt: skip
-_REMEDY = "Return JSON values, dataclasses, pydantic models, numpy arrays, data frames, pathlib.Path or a ModelArtifact."
+_REMEDY = (
+    "Return JSON values, dataclasses, pydantic models, numpy arrays, data frames, pathlib.Path or a ModelArtifact."
+)
 
 
 def check_annotation(annotation: Any, name: str) -> None:
@@ -48,35 +55,35 @@ def check_annotation(annotation: Any, name: str) -> None:
 
 
 def _check(annotation: Any, name: str, seen: frozenset[Any]) -> None:
-    if annotation in (None, Any, inspect.Signature.empty, ...) or isinstance(annotation, str | typing.TypeVar | typing.ForwardRef):
-        return
-    if isinstance(annotation, list | tuple):  # the parameters of a Callable, which is refused where it stands
+    if _says_nothing(annotation):
         return
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal or isinstance(annotation, typing.ParamSpec):
-        return
-    if origin is typing.Annotated:
-        _check(arguments[0], name, seen)
-    elif isinstance(annotation, typing.NewType):
-        _check(annotation.__supertype__, name, seen)
+    if origin is typing.Annotated or isinstance(annotation, typing.NewType):
+        _check(arguments[0] if arguments else annotation.__supertype__, name, seen)
     elif hasattr(annotation, "__value__") and not isinstance(annotation, type):  # type X = ... (3.12)
         if annotation not in seen:
             _check(annotation.__value__, name, seen | {annotation})
-    elif origin in {typing.Union, types.UnionType}:
+    elif origin is not None:
+        if origin not in {typing.Union, types.UnionType}:
+            _check(origin, name, seen)
+            if origin not in _EXACT | _ABSTRACT:
+                return  # the parameters of numpy's and our own generics describe the type, they are not values in it
         for argument in arguments:
             _check(argument, name, seen)
-    elif origin is not None:
-        _check(origin, name, seen)
-        # The parameters of numpy's and our own generics describe the type, they are not values in it.
-        if origin in _EXACT or origin in _ABSTRACT:
-            for argument in arguments:
-                _check(argument, name, seen)
     elif isinstance(annotation, type):
         _check_class(annotation, name, seen)
-    elif annotation in {typing.NoReturn, typing.Never}:
-        return
     else:
         raise CodecError(name, str(annotation), "has no codec", _REMEDY)
+
+
+def _says_nothing(annotation: Any) -> bool:
+    """What is not known before the value is there: missing, unresolved, a variable, any value of a given list."""
+    if annotation is None or annotation is Any or annotation is ... or annotation is inspect.Signature.empty:
+        return True
+    unresolved = isinstance(annotation, str | typing.TypeVar | typing.ParamSpec | typing.ForwardRef)
+    return (
+        unresolved or annotation in {typing.NoReturn, typing.Never} or typing.get_origin(annotation) is typing.Literal
+    )
 
 
 def _check_class(kind: type, name: str, seen: frozenset[Any]) -> None:
@@ -108,7 +115,12 @@ def _is_array(kind: type) -> bool:
 
 def _check_importable(kind: type, name: str) -> None:
     if "<locals>" in kind.__qualname__:
-        raise CodecError(name, type_name(kind), "is a class that cannot be imported by its name", "Define it at the top level of a module.")
+        raise CodecError(
+            name,
+            type_name(kind),
+            "is a class that cannot be imported by its name",
+            "Define it at the top level of a module.",
+        )
 
 
 def _hints(kind: type) -> dict[str, Any]:

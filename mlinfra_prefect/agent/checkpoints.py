@@ -42,7 +42,13 @@ class Commit:
     def to_payload(self) -> dict[str, Any]:
         """The manifest as a JSON object."""
         files = [entry.to_payload() for entry in self.files]
-        return {"schema": CHECKPOINT_SCHEMA, "id": self.id, "step": self.step, "committed_at": time.time(), "files": files}
+        return {
+            "schema": CHECKPOINT_SCHEMA,
+            "id": self.id,
+            "step": self.step,
+            "committed_at": time.time(),
+            "files": files,
+        }
 
 
 def read_commit(directory: Path) -> Commit | None:
@@ -100,33 +106,41 @@ def store(directory: Path, commit: Commit, target: Path, tick: Callable[[], None
     return number
 
 
-def restore(target: Path, directory: Path, say: Callable[[str], None], tick: Callable[[], None] = no_tick) -> int | None:
+def restore(
+    target: Path, directory: Path, say: Callable[[str], None], tick: Callable[[], None] = no_tick
+) -> int | None:
     """Copy the newest intact commit of the store into the checkpoint directory; returns its number or None.
 
     Args:
         target: the store; absent or without ``LATEST`` means there is nothing to resume.
         directory: the checkpoint directory of the new training; what it held is replaced.
         say: told about every commit that was stepped over, and why.
+        tick: called between chunks of the copy.
     """
     try:
         latest = int((target / LATEST).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
     for number in sorted((found for found in _numbers(target) if found <= latest), reverse=True):
+        _clear(directory)
         try:
-            found = read_commit(target / str(number))
-            if found is None:
-                raise TransferError("it has no manifest")
-            _clear(directory)
-            copied = copy_tree(target / str(number), directory, (entry.path for entry in found.files), tick)
-            if tuple(copied) != found.files:
-                raise TransferError("its files do not have the sha256 of its manifest")
+            problem = _fetch(target / str(number), directory, tick)
         except (TransferError, OSError) as error:
-            say(f"checkpoint {number} is skipped: {error}")
-            continue
-        return number
+            problem = str(error)
+        if problem is None:
+            return number
+        say(f"checkpoint {number} is skipped: {problem}")
     _clear(directory)
     return None
+
+
+def _fetch(source: Path, directory: Path, tick: Callable[[], None]) -> str | None:
+    """Copy one commit; returns what is wrong with it, or None."""
+    found = read_commit(source)
+    if found is None:
+        return "it has no manifest"
+    copied = copy_tree(source, directory, (entry.path for entry in found.files), tick)
+    return None if tuple(copied) == found.files else "its files do not have the sha256 of its manifest"
 
 
 def _numbers(target: Path) -> list[int]:

@@ -124,7 +124,9 @@ def _decode_dataclass(reader: Reader, envelope: dict[str, Any], where: str, inne
         raise CodecError(where, envelope["type"], "names a class that is not a dataclass")
     known = {entry.name for entry in dataclasses.fields(kind)}
     if not known >= set(envelope["fields"]):
-        raise CodecError(where, envelope["type"], "has fields that the class here does not have", "Both sides need the same code.")
+        raise CodecError(
+            where, envelope["type"], "has fields that the class here does not have", "Both sides need the same code."
+        )
     made = object.__new__(kind)
     for name, item in envelope["fields"].items():
         object.__setattr__(made, name, inner(item, f"{where}.{name}"))
@@ -141,7 +143,9 @@ def _encode_pydantic(writer: Writer, value: Any, where: str, inner: Inner) -> An
         return {
             "codec": "pydantic",
             "type": reference,
-            "fields": _encode_fields(value, [name for name in value.__dict__ if name in kind.model_fields], where, inner),
+            "fields": _encode_fields(
+                value, [name for name in value.__dict__ if name in kind.model_fields], where, inner
+            ),
             "extra": None if value.__pydantic_extra__ is None else inner(value.__pydantic_extra__, where),
             "private": None if value.__pydantic_private__ is None else inner(value.__pydantic_private__, where),
             "set": sorted(value.__pydantic_fields_set__),
@@ -166,14 +170,18 @@ def _decode_pydantic(reader: Reader, envelope: dict[str, Any], where: str, inner
     if "json" in envelope:
         return kind.model_validate_json(envelope["json"])
     if not set(kind.model_fields) >= set(envelope["fields"]):
-        raise CodecError(where, envelope["type"], "has fields that the class here does not have", "Both sides need the same code.")
+        raise CodecError(
+            where, envelope["type"], "has fields that the class here does not have", "Both sides need the same code."
+        )
     made = kind.__new__(kind)
-    made.__setstate__({
-        "__dict__": {name: inner(item, f"{where}.{name}") for name, item in envelope["fields"].items()},
-        "__pydantic_extra__": None if envelope["extra"] is None else inner(envelope["extra"]),
-        "__pydantic_private__": None if envelope["private"] is None else inner(envelope["private"]),
-        "__pydantic_fields_set__": set(envelope["set"]),
-    })
+    made.__setstate__(
+        {
+            "__dict__": {name: inner(item, f"{where}.{name}") for name, item in envelope["fields"].items()},
+            "__pydantic_extra__": None if envelope["extra"] is None else inner(envelope["extra"]),
+            "__pydantic_private__": None if envelope["private"] is None else inner(envelope["private"]),
+            "__pydantic_fields_set__": set(envelope["set"]),
+        }
+    )
     return made
 
 
@@ -184,7 +192,9 @@ def artifact_path(reader: Reader, envelope: Mapping[str, Any], where: str) -> Pa
     """Where the files of an artifact lie here; raises CodecError when they were not brought."""
     found = reader.artifacts.get(str(envelope["payload"].get("id")))
     if found is None:
-        raise CodecError(where, "ModelArtifact", "has no files here", "Pass it as an argument, so that its files are brought along.")
+        raise CodecError(
+            where, "ModelArtifact", "has no files here", "Pass it as an argument, so that its files are brought along."
+        )
     return Path(found)
 
 

@@ -39,7 +39,9 @@ def _needs(writer: Writer, value: Any, where: str, *modules: str) -> None:
             importlib.import_module(module)
         except ImportError as error:
             package = module.partition(".")[0]
-            raise writer.refuse(where, value, f"needs {package}, which is not installed", f"Install {package} on both sides.") from error
+            raise writer.refuse(
+                where, value, f"needs {package}, which is not installed", f"Install {package} on both sides."
+            ) from error
 
 
 # --- paths -----------------------------------------------------------------------------------------------------------
@@ -48,27 +50,31 @@ def _needs(writer: Writer, value: Any, where: str, *modules: str) -> None:
 def _encode_path(writer: Writer, value: Path, where: str) -> Any:
     if type(value) is not type(Path()):
         raise writer.refuse(where, value, "is not a plain path", "Pass a pathlib.Path.")
-    if not value.exists():
-        raise writer.refuse(where, value, f"is a path with nothing at it: {value}", "A path travels with its content; pass str(path) for a name.")
-    name = value.resolve().name or "root"
+    if not value.is_file() and not value.is_dir():
+        remedy = "A path travels with its content; pass str(path) for a name."
+        raise writer.refuse(where, value, f"is a path with no file or directory, {value}, and so nothing at it", remedy)
     try:
         names = tree(value) if value.is_dir() else []
-        if not value.is_dir() and not value.is_file():
-            raise TransferError(f"{value} is not a file (a socket, a pipe or a device)")
-        if writer.directory is None:
-            return {}
-        place = writer.fresh("")
-        place.mkdir(mode=0o700)
-        if value.is_file():
-            entries = [FileEntry(name, *copy_file(value, place / name))]
-            return {"codec": "path", "root": place.name, "name": name, "files": [entry.to_payload() for entry in entries], "folders": None}
-        folders = sorted(path.relative_to(value).as_posix() for path in value.rglob("*") if path.is_dir() and not path.is_symlink())
+        return {} if writer.directory is None else _copy_path(writer, value, names)
+    except (TransferError, OSError) as error:
+        raise writer.refuse(where, value, f"cannot be copied: {error}") from error
+
+
+def _copy_path(writer: Writer, value: Path, names: list[str]) -> dict[str, Any]:
+    name = value.resolve().name or "root"
+    place = writer.fresh("")
+    place.mkdir(mode=0o700)
+    folders: list[str] | None = None
+    if value.is_file():
+        entries = [FileEntry(name, *copy_file(value, place / name))]
+    else:
+        found = (path for path in value.rglob("*") if path.is_dir() and not path.is_symlink())
+        folders = sorted(path.relative_to(value).as_posix() for path in found)
         for folder in (".", *folders):
             (place / name / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
         entries = copy_tree(value, place / name, names)
-    except (TransferError, OSError) as error:
-        raise writer.refuse(where, value, f"cannot be copied: {error}") from error
-    return {"codec": "path", "root": place.name, "name": name, "files": [entry.to_payload() for entry in entries], "folders": folders}
+    files = [entry.to_payload() for entry in entries]
+    return {"codec": "path", "root": place.name, "name": name, "files": files, "folders": folders}
 
 
 def _decode_path(reader: Reader, envelope: dict[str, Any], where: str, _inner: Inner) -> Path:
@@ -90,7 +96,7 @@ def _decode_path(reader: Reader, envelope: dict[str, Any], where: str, _inner: I
 
 
 def _encode_numpy(writer: Writer, value: Any, where: str) -> Any:
-    import numpy as np  # noqa: PLC0415  (optional: here only when a value of it is)
+    import numpy as np
 
     scalar = isinstance(value, np.generic)
     if not scalar and type(value) is not np.ndarray:
@@ -99,7 +105,12 @@ def _encode_numpy(writer: Writer, value: Any, where: str) -> Any:
         return NotImplemented
     dtype = value.dtype
     if dtype.hasobject or dtype.metadata or not _keeps(np, dtype):
-        raise writer.refuse(where, value, f"has the dtype {dtype}, which .npy cannot keep without pickles", "Use a dtype of numbers or fixed-size strings.")
+        raise writer.refuse(
+            where,
+            value,
+            f"has the dtype {dtype}, which .npy cannot keep without pickles",
+            "Use a dtype of numbers or fixed-size strings.",
+        )
     if scalar:
         buffer = io.BytesIO()
         np.save(buffer, np.asarray(value), allow_pickle=False)
@@ -130,18 +141,27 @@ def _library(module: str, where: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = module.partition(".")[0]
-        raise CodecError(where, package, f"needs {package}, which is not installed here", f"Install {package} on both sides.") from error
+        raise CodecError(
+            where, package, f"needs {package}, which is not installed here", f"Install {package} on both sides."
+        ) from error
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def _encode_pandas(writer: Writer, value: Any, where: str) -> Any:
-    import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
+    import pandas as pd  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     if type(value) is not pd.DataFrame:
-        raise writer.refuse(where, value, "is not a DataFrame", "Pass .to_frame() of a Series, .to_pydatetime() of a Timestamp, .to_numpy() of the rest.")
-    freq = getattr(value.index, "freqstr", None) if isinstance(value.index, pd.DatetimeIndex | pd.TimedeltaIndex) else None
+        raise writer.refuse(
+            where,
+            value,
+            "is not a DataFrame",
+            "Pass .to_frame() of a Series, .to_pydatetime() of a Timestamp, .to_numpy() of the rest.",
+        )
+    freq = (
+        getattr(value.index, "freqstr", None) if isinstance(value.index, pd.DatetimeIndex | pd.TimedeltaIndex) else None
+    )
     _needs(writer, value, where, "pyarrow.parquet")
 
     def same(path: Path) -> bool:
@@ -160,10 +180,12 @@ def _with_frequency(frame: Any, freq: str | None) -> Any:
 
 
 def _encode_polars(writer: Writer, value: Any, where: str) -> Any:
-    import polars as pl  # type: ignore[import-not-found,unused-ignore]  # noqa: PLC0415
+    import polars as pl  # type: ignore[import-not-found,unused-ignore]
 
     if type(value) is not pl.DataFrame:
-        raise writer.refuse(where, value, "is not a DataFrame", "Pass .collect() of a LazyFrame, .to_frame() of a Series.")
+        raise writer.refuse(
+            where, value, "is not a DataFrame", "Pass .collect() of a LazyFrame, .to_frame() of a Series."
+        )
 
     def same(path: Path) -> bool:
         back = pl.read_parquet(path)
@@ -173,7 +195,7 @@ def _encode_polars(writer: Writer, value: Any, where: str) -> Any:
 
 
 def _encode_pyarrow(writer: Writer, value: Any, where: str) -> Any:
-    import pyarrow as pa  # type: ignore[import-not-found,import-untyped,unused-ignore]  # noqa: PLC0415
+    import pyarrow as pa  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
     if type(value) is not pa.Table:
         raise writer.refuse(where, value, "is not a Table", "Pass a pyarrow.Table.")
@@ -186,19 +208,23 @@ def _encode_pyarrow(writer: Writer, value: Any, where: str) -> Any:
     return {"codec": "pyarrow", **_table(writer, value, where, lambda path: parquet.write_table(value, path), same)}
 
 
-def _table(writer: Writer, value: Any, where: str, write: Callable[[Path], Any], same: Callable[[Path], bool]) -> dict[str, Any]:
+def _table(
+    writer: Writer, value: Any, where: str, write: Callable[[Path], Any], same: Callable[[Path], bool]
+) -> dict[str, Any]:
     if writer.directory is None:
         return {}
     path = writer.fresh(".parquet")
+    problem = "does not come back from Parquet as it was"
     try:
         write(path)
         kept = same(path)
-        problem = "does not come back from Parquet as it was"
     except Exception as error:  # noqa: BLE001  (three libraries, each with errors of its own: all of them mean "no")
-        kept, problem = False, f"does not come back from Parquet as it was: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}"
+        kept, problem = False, f"{problem}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     if not kept:
         path.unlink(missing_ok=True)
-        raise writer.refuse(where, value, problem, "Give every column one type that Parquet has, and plain column names.")
+        raise writer.refuse(
+            where, value, problem, "Give every column one type that Parquet has, and plain column names."
+        )
     return writer.seal(path)
 
 

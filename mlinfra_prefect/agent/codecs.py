@@ -8,7 +8,7 @@ name of the field, its type and a remedy.
 | codec | values |
 |---|---|
 | json | None, bool, int, float, str, and lists of anything here |
-| int, float, tuple, dict, map, set, frozenset, bytes | what JSON cannot say: huge ints, NaN, other containers and keys |
+| int, float, tuple, dict, map, set, frozenset, bytes | what JSON cannot say: huge ints, NaN, other containers |
 | datetime, date, time, timedelta, decimal, uuid | of the standard library |
 | enum, dataclass, pydantic | instances of importable classes, with the exact state they had |
 | path | an existing file or directory, copied |
@@ -120,7 +120,9 @@ def _decode(reader: Reader, encoded: Any, where: str) -> Any:
     if codec == "json":
         return inner(encoded["value"])
     if codec not in _READERS:
-        raise CodecError(where, str(codec), "was encoded by a codec that is not known here", "Both sides need the same version.")
+        raise CodecError(
+            where, str(codec), "was encoded by a codec that is not known here", "Both sides need the same version."
+        )
     try:
         return _READERS[codec](reader, encoded, where, inner)
     except CodecError:

@@ -139,7 +139,7 @@ def take_lock(spec: AgentSpec, life: Life) -> int | None:
 
 def run(spec_path: Path, archive: Path) -> int:
     """Be the agent until its life ends; returns the exit code. A second agent for the same directory exits `LOCKED`."""
-    from .supervise import Agent  # noqa: PLC0415  (spawn, which runs inside Terraform, does not need it)
+    from .supervise import Agent
 
     os.umask(0o077)
     spec = load_spec(spec_path)

@@ -28,7 +28,8 @@ _MARKER = "complete.json"
 _POLL_SECONDS = 0.05
 _PROBE = (
     "import json, site, sys, sysconfig\n"
-    "places = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), *getattr(site, 'getsitepackages', list)()]\n"
+    "places = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib')]\n"
+    "places += getattr(site, 'getsitepackages', list)()\n"
     "if site.ENABLE_USER_SITE: places.append(site.getusersitepackages())\n"
     "print(json.dumps({'version': sys.version, 'prefix': sys.prefix, 'places': list(dict.fromkeys(places))}))"
 )
@@ -49,10 +50,16 @@ def check_requirements(requirements: Sequence[str]) -> None:
     """
     for text in requirements:
         words = text.split()
-        links = len(words) == 2 and words[0] == "--find-links"  # noqa: PLR2004
-        if not words or "\n" in text or "\r" in text or (text.lstrip().startswith("-") and words != ["--no-index"] and not links):
+        links = len(words) == 2 and words[0] == "--find-links"
+        if (
+            not words
+            or "\n" in text
+            or "\r" in text
+            or (text.lstrip().startswith("-") and words != ["--no-index"] and not links)
+        ):
             raise EnvironmentFailed(
-                f"the requirement {text!r} is refused: only requirement specifiers, '--no-index' and '--find-links X' are allowed"
+                f"the requirement {text!r} is refused: only requirement specifiers, '--no-index' and '--find-links X' "
+                "are allowed"
             )
 
 
@@ -109,7 +116,11 @@ def ensure(
             "installing the requirements",
             [str(found), "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "-r", str(wanted)],
         )
-        write_json(place / _MARKER, {"python": str(python), "requirements": sorted(requirements), "inherit": inherit}, durable=True)
+        write_json(
+            place / _MARKER,
+            {"python": str(python), "requirements": sorted(requirements), "inherit": inherit},
+            durable=True,
+        )
     return found
 
 

@@ -30,8 +30,8 @@ class Waker:
 
     def __init__(self) -> None:
         self._read, self._write = os.pipe()
-        os.set_blocking(self._read, False)  # noqa: FBT003
-        os.set_blocking(self._write, False)  # noqa: FBT003
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
 
@@ -132,7 +132,7 @@ def close_descriptors(keep: int | None = None) -> None:
     else:
         numbers = list(range(3, 65536))
     for number in numbers:
-        if number > 2 and number != keep:  # noqa: PLR2004
+        if number > 2 and number != keep:
             with contextlib.suppress(OSError):
                 os.close(number)
 
@@ -144,7 +144,7 @@ def die_with(parent: int) -> None:
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError, ImportError):
-            import ctypes  # noqa: PLC0415  (slow to import, and some builds lack it)
+            import ctypes
 
             ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:

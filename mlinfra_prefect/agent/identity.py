@@ -6,9 +6,14 @@ stranger that got the same number.
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
+import sys
 from pathlib import Path
+
+INITIAL_PID_NAMESPACE = 0xEFFFFFFC
+"""The inode of the kernel's first PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
 
 _STATE, _START_TIME = 0, 19  # fields 3 and 22 of /proc/PID/stat, counted after the command name (proc(5))
 
@@ -33,6 +38,26 @@ def mine() -> tuple[int, str]:
     """Pid and start time of this process."""
     pid = os.getpid()
     return pid, start_time(pid) or ""
+
+
+@functools.cache
+def boot() -> str:
+    """Within what a pid means a process: this boot of the kernel, and the PID namespace unless it is the first one.
+
+    Opaque but for its form ``<boot>`` or ``<boot>/<namespace>``; empty where the host does not tell.
+    """
+    if sys.platform == "linux":
+        try:
+            kernel = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+            namespace = Path("/proc/self/ns/pid").stat().st_ino
+        except OSError:
+            return ""
+        return kernel if namespace == INITIAL_PID_NAMESPACE else f"{kernel}/{namespace}"
+    # macOS: the boot *time* moves when the clock is set, this does not.
+    found = subprocess.run(
+        ["sysctl", "-n", "kern.bootsessionuuid"], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    return found.stdout.strip() if found.returncode == 0 else ""
 
 
 def _from_proc(pid: int) -> str | None:

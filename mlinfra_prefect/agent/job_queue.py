@@ -105,18 +105,24 @@ class JobQueue:
 
     def _accept(self, job_id: str) -> None:
         job_dir = self._root / job_id
-        try:
-            job = JobSpec.from_payload(read_json(job_dir / JOB))
-            if job.job_id != job_id:
-                raise SpecError(f"job: 'job_id' is {job.job_id!r}, but the directory is {job_id!r}")
-            if (job.lease_id, job.attempt) != (self._spec.lease_id, self._spec.attempt):
-                raise SpecError(f"job: it is for lease {job.lease_id!r}, attempt {job.attempt}, not for this node")
-        except SpecError as error:
-            self._close(job_id, FAILED, str(error))
+        problem = self._problem(job_id)
+        if problem is not None:
+            self._close(job_id, FAILED, problem)
             return
         self._states[job_id] = QUEUED
         self._waiting.append(job_id)
         JobStatus(queued_at=time.time()).write(job_dir)
+
+    def _problem(self, job_id: str) -> str | None:
+        try:
+            job = JobSpec.from_payload(read_json(self._root / job_id / JOB))
+        except SpecError as error:
+            return str(error)
+        if job.job_id != job_id:
+            return f"job: 'job_id' is {job.job_id!r}, but the directory is {job_id!r}"
+        if (job.lease_id, job.attempt) != (self._spec.lease_id, self._spec.attempt):
+            return f"job: it is for lease {job.lease_id!r}, attempt {job.attempt}, not for this node"
+        return None
 
     def _start(self, job_id: str) -> None:
         argv = [

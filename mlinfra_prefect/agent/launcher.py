@@ -8,6 +8,7 @@ itself instead of trusting the agent to be there: when the agent is killed, the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import signal
@@ -17,17 +18,15 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from . import allowlist, checkpoints, environments, groups, identity, preparing, secrets, upload
+from . import allowlist, environments, groups, identity, preparing, secrets, upload, verdict
+from .committing import CommitTaker
 from .events import EventTail
-from .exits import exit_reason, oom_kills
+from .exits import oom_kills
 from .job_queue import read_stop
 from .specs import StopOrder
 from .status import JobFailure, JobStatus, read_status
-from .transfer import TransferError, tree
-from .wire import (
-    CHECKPOINT, CHECKPOINT_ACK, ERROR, EVENTS, FAILED, LOG, OUTPUTS, PREPARING, RESULT, RUNNING, STOPPED, SUCCEEDED,
-    UPLOADING, read_json_if_there, write_json,
-)  # fmt: skip
+from .transfer import TransferError
+from .wire import CHECKPOINT, EVENTS, FAILED, LOG, OUTPUTS, PREPARING, RUNNING, STOPPED, SUCCEEDED, UPLOADING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,11 +39,11 @@ END_GRACE_SECONDS = 1.0
 SECRETS_SECONDS = 30.0
 
 
-class Ended(Exception):  # noqa: N818  (not an error: the order to end now)
+class Ended(Exception):
     """The launcher must end now: the agent ended, or its right to live did."""
 
 
-class Told(Exception):  # noqa: N818  (not an error: an order)
+class Told(Exception):
     """The job was told to stop before its training ran."""
 
 
@@ -82,7 +81,7 @@ class Launcher:
         self._order: StopOrder | None = None
         self._why = ""
         self._kill_at = math.inf
-        self._stored: str | None = None
+        self._commits = CommitTaker(job_dir, job.checkpoint, self._say)
         self._checked = -math.inf
         self._oom = oom_kills()
 
@@ -96,10 +95,12 @@ class Launcher:
         except Told as told:
             final = self._status.ended(STOPPED, str(told))
         except preparing.Refused as refused:
-            final = self._failed(refused.type, refused.message)
+            final = self._ended(verdict.failed(refused.type, refused.message))
         except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, the client must hear of it)
             text = f"{type(error).__name__}: {error}"
-            final = self._status.ended(FAILED, f"the launcher failed: {text}", JobFailure("LauncherFailed", text, traceback.format_exc()))
+            final = self._status.ended(
+                FAILED, f"the launcher failed: {text}", JobFailure("LauncherFailed", text, traceback.format_exc())
+            )
         finally:
             self._end_training()
             self._guardian.close()
@@ -115,14 +116,17 @@ class Launcher:
         argv, cwd, environment = self._prepare()
         self._start(argv, cwd, environment)
         code = self._watch()
-        outcome = self._judge(code)
+        outcome = verdict.judge(
+            self._job, self._dir, code, self._events.metrics,
+            stopped=self._why if self._order is not None else None, out_of_memory=oom_kills() > self._oom,
+        )  # fmt: skip
         if outcome is not None:
-            return outcome
+            return self._ended(outcome)
         self._say_state(UPLOADING)
         try:
             upload.upload(self._dir, self._job.upload_dir, self._events.metrics, self._uploading)
         except (OSError, TransferError) as error:
-            return self._failed("UploadFailed", f"the outputs could not be uploaded: {error}")
+            return self._ended(verdict.failed("UploadFailed", f"the outputs could not be uploaded: {error}"))
         return self._status.ended(SUCCEEDED, None)
 
     def _prepare(self) -> tuple[list[str], Path, dict[str, str]]:
@@ -139,7 +143,8 @@ class Launcher:
             )  # fmt: skip
         except environments.EnvironmentFailed as error:
             raise preparing.Refused("EnvironmentFailed", f"requirements: {error}") from error
-        resumed = self._restore()
+        resumed = self._commits.bring(self._preparing)
+        self._status = replace(self._status, resumed_from=resumed)
         environment = preparing.training_env(
             job, self._dir, self._spec, archive=self._archive, python=python, inputs=inputs, resumed_from=resumed
         )
@@ -155,35 +160,34 @@ class Launcher:
         # Our own names win over a secret as they win over the job's: a secret cannot be called MLINFRA_*.
         return argv, code, {**environment, **values}
 
-    def _restore(self) -> str | None:
-        if self._job.checkpoint is None:
-            return None
-        store, place = self._job.checkpoint.store, self._dir / CHECKPOINT
-        number = checkpoints.restore(store, place, self._say, self._preparing)
-        if number is None:
-            return None
-        self._status = replace(self._status, resumed_from=f"{self._job.checkpoint.key}/{number}")
-        return self._status.resumed_from
-
     def _start(self, argv: list[str], cwd: Path, environment: Mapping[str, str]) -> None:
         self._preparing()
         # From the main thread, always: the kernel's "parent died" signal is tied to the thread that forks.
-        self._training = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, cwd=cwd, env=dict(environment), process_group=0
-        )
+        try:
+            self._training = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log, cwd=cwd, env=dict(environment),
+                process_group=0,
+            )  # fmt: skip
+        except OSError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            # From None: the frames of a launcher that knows secrets have no place in a message.
+            text = "params, env, secrets: one value, or all of them together, are too large for a process's environment"
+            raise preparing.Refused("InvalidInput", text) from None
         self._guardian.watch(self._training.pid)
         self._say_state(RUNNING, pid=self._training.pid, start_time=identity.start_time(self._training.pid))
 
     def _watch(self) -> int:
         training = self._training
-        assert training is not None  # noqa: S101  (set by _start)
+        assert training is not None
         moved = time.monotonic()
         while True:
             self._check_life()
             code = training.poll()
-            if self._events.read():
+            # A commit is progress, and while it is stored the training may be waiting for it.
+            news = self._events.read()
+            if self._commits.take(self._copying) or news:
                 moved = time.monotonic()
-            self._commit()
             if code is not None:
                 break
             limit = self._job.progress_timeout_seconds
@@ -193,33 +197,9 @@ class Launcher:
             self._waker.wait(self._spec.poll_seconds)
         self._end_training()
         self._events.finish()
-        self._commit()
+        self._commits.take(self._copying)
         self._status = replace(self._status, exit_code=code, malformed_events=self._events.malformed)
         return code
-
-    def _judge(self, code: int) -> JobStatus | None:
-        """The final status of a training that ended, or None when its outputs are to be uploaded."""
-        error = self._error()
-        has_result = (self._dir / RESULT).exists()
-        try:
-            has_output = bool(tree(self._dir / OUTPUTS))
-        except TransferError as problem:
-            return self._failed("BadOutput", f"the output directory cannot be uploaded: {problem}")
-        if self._order is not None:
-            evidence = {"result": has_result, "model": has_output, "none": False}[self._job.expects]
-            if code != 0 or not evidence:
-                return self._status.ended(STOPPED, self._why, error)
-        if code != 0 or error is not None:
-            reason = exit_reason(code, out_of_memory=oom_kills() > self._oom)
-            return self._status.ended(FAILED, f"the training {reason}", error)
-        bad = next((name for name, value in self._events.metrics.items() if not math.isfinite(value)), None)
-        if self._job.check_metrics and bad is not None:
-            return self._failed("BadMetrics", f"the last value of the metric {bad!r} is {self._events.metrics[bad]}")
-        if self._job.expects == "model" and not has_output:
-            return self._failed("NoModel", "the training wrote nothing to its output directory (MLINFRA_OUTPUT_DIR)")
-        if self._job.expects == "result" and self._job.kind == "callable" and not has_result:
-            return self._failed("NoResult", "the training process exited with 0 before the function returned")
-        return None
 
     # --- watching -----------------------------------------------------------------------------------------------------
 
@@ -250,6 +230,10 @@ class Launcher:
         order = self._find_order()
         if order is not None and order.action == "kill":
             raise Told("the job was told to end at once while its outputs were uploaded")
+
+    def _copying(self) -> None:
+        self._check_life()
+        self._obey_orders()
 
     def _obey_orders(self) -> None:
         order = self._find_order()
@@ -284,34 +268,6 @@ class Launcher:
         self._group_ended = True
         self._guardian.forget(self._training.pid)
 
-    # --- checkpoints --------------------------------------------------------------------------------------------------
-
-    def _commit(self) -> None:
-        """Store a checkpoint that was committed since the last look, and tell the training."""
-        place = self._dir / CHECKPOINT
-        try:
-            found = checkpoints.read_commit(place)
-        except TransferError as error:
-            found = None
-            if str(error) != self._stored:  # said once, not at every poll
-                self._say(str(error))
-            self._stored = str(error)
-        if found is None or found.id == self._stored or self._job.checkpoint is None:
-            return
-        self._stored = found.id
-        stored, reason = True, ""
-        try:
-            checkpoints.store(place, found, self._job.checkpoint.store, self._copying)
-        except (TransferError, OSError) as error:
-            stored, reason = False, str(error)
-            self._say(f"the checkpoint of step {found.step} was not stored, the one before it stays: {error}")
-        with contextlib.suppress(OSError):
-            write_json(self._dir / CHECKPOINT_ACK, {"id": found.id, "stored": stored, "reason": reason})
-
-    def _copying(self) -> None:
-        self._check_life()
-        self._obey_orders()
-
     # --- saying -------------------------------------------------------------------------------------------------------
 
     def _say_state(self, state: str, **changes: Any) -> None:
@@ -319,11 +275,8 @@ class Launcher:
         self._status.write(self._dir)
 
     def _say(self, text: str) -> None:
-        os.write(self._log, f"[mlinfra] {text}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk must not end the training for want of a log line
+            os.write(self._log, f"[mlinfra] {text}\n".encode())
 
-    def _failed(self, type_name: str, message: str) -> JobStatus:
-        return self._status.ended(FAILED, message, JobFailure(type_name, message))
-
-    def _error(self) -> JobFailure | None:
-        payload = read_json_if_there(self._dir / ERROR)
-        return None if payload is None else JobFailure(**{**payload, "args": tuple(payload.get("args") or ())})
+    def _ended(self, outcome: verdict.Verdict) -> JobStatus:
+        return self._status.ended(outcome.state, outcome.reason, outcome.error)

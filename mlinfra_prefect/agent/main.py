@@ -1,7 +1,8 @@
 """The verbs of the archive: each is one short function, and none of them imports more than it needs.
 
-``spawn SPEC`` and ``revoke GRANT`` (what Terraform calls), ``run SPEC`` (the agent), ``job JOBDIR`` (a launcher), ``train JOBDIR`` (a
-callable's training process), ``exec PARENT -- ARGV`` (a command's), ``commit-checkpoint`` (for shell scripts).
+``spawn SPEC`` and ``revoke GRANT`` (what Terraform calls), ``run SPEC`` (the agent), ``job JOBDIR`` (a launcher),
+``train JOBDIR`` (a callable's training process), ``exec PARENT -- ARGV`` (a command's), ``commit-checkpoint`` (for
+shell scripts).
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import os
 import sys
 from pathlib import Path
 
-USAGE = "usage: agent.pyz spawn SPEC | revoke GRANT | run SPEC | job JOBDIR --spec SPEC --agent PID | commit-checkpoint [STEP]\n"
+USAGE = (
+    "usage: agent.pyz spawn SPEC | revoke GRANT | run SPEC | job JOBDIR --spec SPEC --agent PID | "
+    "train JOBDIR --launcher PID | exec PARENT -- ARGV... | commit-checkpoint [STEP]\n"
+)
 
 
 def main(argv: list[str], archive: Path) -> int:
     """Run one verb; returns the exit code."""
-    from . import groups  # noqa: PLC0415  (before anything else is imported: inherited descriptors must go)
+    from . import groups
 
-    groups.close_descriptors()
+    groups.close_descriptors()  # before anything else is done: what was inherited must go
     match argv:
         case ["spawn", spec]:
             return _spawn(Path(spec), archive)
@@ -26,17 +30,17 @@ def main(argv: list[str], archive: Path) -> int:
             Path(grant).unlink(missing_ok=True)
             return 0
         case ["run", spec]:
-            from .daemon import run  # noqa: PLC0415
+            from .daemon import run
 
             return run(Path(spec), archive)
         case ["job", job_dir, "--spec", spec, "--agent", agent]:
             return _job(Path(job_dir), Path(spec), int(agent), archive)
         case ["train", job_dir, "--launcher", launcher]:
-            from .runner import main as train  # noqa: PLC0415
+            from .runner import main as train
 
             return train(Path(job_dir), int(launcher))
         case ["exec", parent, "--", *command] if command:
-            groups.exec_with(int(parent), command)
+            return groups.exec_with(int(parent), command)
         case ["commit-checkpoint", *step] if len(step) <= 1:
             return _commit(step)
         case _:
@@ -45,8 +49,8 @@ def main(argv: list[str], archive: Path) -> int:
 
 
 def _spawn(spec: Path, archive: Path) -> int:
-    from .daemon import spawn  # noqa: PLC0415
-    from .wire import SpecError  # noqa: PLC0415
+    from .daemon import spawn
+    from .wire import SpecError
 
     try:
         spawn(spec, archive)
@@ -57,11 +61,11 @@ def _spawn(spec: Path, archive: Path) -> int:
 
 
 def _job(job_dir: Path, spec_path: Path, agent: int, archive: Path) -> int:
-    from .daemon import load_spec  # noqa: PLC0415
-    from .launcher import Launcher  # noqa: PLC0415
-    from .life import Life  # noqa: PLC0415
-    from .specs import JobSpec  # noqa: PLC0415
-    from .wire import AGENT_LOCK, JOB, read_json  # noqa: PLC0415
+    from .daemon import load_spec
+    from .launcher import Launcher
+    from .life import Life
+    from .specs import JobSpec
+    from .wire import AGENT_LOCK, JOB, read_json
 
     os.umask(0o077)
     spec = load_spec(spec_path)
@@ -72,7 +76,7 @@ def _job(job_dir: Path, spec_path: Path, agent: int, archive: Path) -> int:
 
 
 def _commit(step: list[str]) -> int:
-    from .node import node  # noqa: PLC0415
+    from .node import node
 
     try:
         stored = node().commit_checkpoint(int(step[0]) if step else None)

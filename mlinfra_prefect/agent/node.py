@@ -26,6 +26,8 @@ from .wire import read_json_if_there, write_json
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mlinfra_prefect.model.artifact import ModelArtifact  # for type checkers only: nothing of ours is imported here
+
 _SHARED = "_mlinfra_node"
 
 
@@ -56,7 +58,10 @@ def on_node() -> bool:
 
 
 def listen() -> None:
-    """Turn SIGTERM into `Node.should_stop`. Idempotent; outside the main thread, or with a handler of the user's: no-op."""
+    """Turn SIGTERM into `Node.should_stop`.
+
+    Idempotent; does nothing outside the main thread, or where the user has a handler.
+    """
     if threading.current_thread() is not threading.main_thread():
         return
     if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
@@ -166,8 +171,11 @@ class Node:
         name: str | None = None,
         metrics: Mapping[str, float] | None = None,
         **metadata: Any,
-    ) -> drafts.ArtifactDraft:
+    ) -> ModelArtifact:
         """Say what is in `output_dir`: return it from the training function. The last call counts.
+
+        On the node it is a draft (`drafts.ArtifactDraft`); the caller of the training gets the `ModelArtifact` that is
+        stored and verified, so that is what the function's own annotation says, and what type checkers are told here.
 
         Raises:
             BadMetrics: a metric is NaN, infinite or not a number.
@@ -177,7 +185,7 @@ class Node:
         place = os.environ.get("MLINFRA_DRAFT")
         if place:
             write_json(Path(place), draft.to_payload())
-        return draft
+        return draft  # type: ignore[return-value]
 
     def _event(self, event: Mapping[str, Any]) -> None:
         events.append(Path(os.environ["MLINFRA_EVENTS"]), {"time": time.time(), **event})

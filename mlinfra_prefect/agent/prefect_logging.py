@@ -60,7 +60,9 @@ class _Finder:
             return None
         for finder in sys.meta_path:
             find = getattr(finder, "find_spec", None)
-            spec: importlib.machinery.ModuleSpec | None = None if finder is self or find is None else find(name, path, target)
+            spec: importlib.machinery.ModuleSpec | None = (
+                None if finder is self or find is None else find(name, path, target)
+            )
             if spec is not None and spec.loader is not None:
                 run = spec.loader.exec_module
 

@@ -100,7 +100,9 @@ def find_inputs(inputs: Mapping[str, str]) -> dict[str, Path]:
         elif parts.scheme == "file" and parts.netloc in {"", "localhost"}:
             path = Path(urllib.parse.unquote(parts.path))
         else:
-            raise Refused("InvalidInput", f"inputs[{name!r}]: {uri!r} cannot be fetched here: use an absolute path or file://")
+            raise Refused(
+                "InvalidInput", f"inputs[{name!r}]: {uri!r} cannot be fetched here: use an absolute path or file://"
+            )
         if not path.is_absolute() or not path.exists():
             raise Refused("InvalidInput", f"inputs[{name!r}]: there is nothing at {path}")
         found[name] = path

@@ -64,7 +64,9 @@ def _call(job: JobSpec, job_dir: Path) -> None:
     if inspect.isawaitable(value):
         value = asyncio.run(_await(value))
     if inspect.isgenerator(value) or inspect.isasyncgen(value):
-        raise TypeError(f"{ref.qualname} returned a generator, whose values cannot travel one by one: return a list instead")
+        raise TypeError(
+            f"{ref.qualname} returned a generator, whose values cannot travel one by one: return a list instead"
+        )
     _keep(job, job_dir, value, hints.get("return"))
 
 

@@ -127,7 +127,9 @@ def read_secrets(
     finally:
         os.close(descriptor)
     if line is None:
-        raise SecretsUnavailable(f"the secrets {listed} did not arrive within {timeout:g} s: whoever started the job is gone")
+        raise SecretsUnavailable(
+            f"the secrets {listed} did not arrive within {timeout:g} s: whoever started the job is gone"
+        )
     with contextlib.suppress(OSError):
         (job_dir / SECRETS).unlink()
     return _parse(line, names)

@@ -55,7 +55,14 @@ def no_tick() -> None:
 def check_relative(path: str) -> PurePosixPath:
     """A path that stays inside its tree; raises TransferError for any other."""
     pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or not pure.parts or "\\" in path or "\0" in path or ":" in pure.parts[0]:
+    if (
+        pure.is_absolute()
+        or ".." in pure.parts
+        or not pure.parts
+        or "\\" in path
+        or "\0" in path
+        or ":" in pure.parts[0]
+    ):
         raise TransferError(f"the path {path!r} leads out of its directory")
     return pure
 
@@ -99,7 +106,7 @@ def digest(path: Path, tick: Callable[[], None] = no_tick) -> tuple[str, int]:
 
 
 def copy_file(source: Path, target: Path, tick: Callable[[], None] = no_tick) -> tuple[str, int]:
-    """Copy one file durably (mode 0600, or 0700 where it was executable); returns sha256 and size of what was copied."""
+    """Copy one file durably (mode 0600, or 0700 where it was executable); returns sha256 and size of the copy."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     total, size = hashlib.sha256(), 0
     with source.open("rb") as incoming:

@@ -6,11 +6,12 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
-from mlinfra_prefect.errors import InvalidInput, LeaseLost, UnsupportedHere
+from mlinfra_prefect.errors import NoModel, UnsupportedHere
 from mlinfra_prefect.integration.saying import Reporter
+from mlinfra_prefect.integration.started import Block, started_through_infra
 from mlinfra_prefect.integration.work import Options, callable_work, job_work
 from mlinfra_prefect.keeper.client import wait_ready
 from mlinfra_prefect.lifecycle.context import Context
@@ -25,19 +26,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_started_through_infra: ContextVar[bool] = ContextVar("mlinfra_started_through_infra", default=False)
-
-
-class _Shared:
-    """What all handles of one lease in this process share."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.used: set[str] = set()
-        self.futures: list[Future[Any]] = []
-        self.foreign = 0
-        self.closed = False
-        self.home_thread = 0
 
 
 class Infra:
@@ -46,20 +34,20 @@ class Infra:
     As a context manager it detaches at the end and never releases: releasing is what `lease` and `release` do.
     """
 
-    def __init__(self, context: Context, lease_id: str, *, options: Options | None = None, shared: _Shared | None = None) -> None:
+    def __init__(
+        self, context: Context, lease_id: str, *, options: Options | None = None, block: Block | None = None
+    ) -> None:
         self._context = context
         self._options = options or Options()
-        self._shared = shared or _Shared()
+        self._block = block or Block()
         self.id = lease_id
 
     def __repr__(self) -> str:
         return f"Infra({self.id!r})"
 
-    def __reduce__(self) -> tuple[Callable[[str], Infra], tuple[str]]:
+    def __reduce__(self) -> tuple[Callable[[str, Options], Infra], tuple[str, Options]]:
         # To another process of this host it travels as its id, and is looked up again there.
-        from mlinfra_prefect.integration.phases import attach
-
-        return attach, (self.id,)
+        return _arrived, (self.id, self._options)
 
     def __enter__(self) -> Self:
         return self
@@ -76,6 +64,16 @@ class Infra:
     def state(self) -> State:
         """The lease's state now."""
         return self.record.state
+
+    @property
+    def block(self) -> Block:
+        """What the handles of this lease share."""
+        return self._block
+
+    @property
+    def options(self) -> Options:
+        """The options of the work that this handle runs."""
+        return self._options
 
     def wait(self, timeout: float | None = None) -> Self:
         """Wait until the lease is ready (seconds; None: as long as it takes).
@@ -94,7 +92,7 @@ class Infra:
         Raises:
             InvalidInput: an unknown or wrong option.
         """
-        return Infra(self._context, self.id, options=self._options.merged(options), shared=self._shared)
+        return Infra(self._context, self.id, options=self._options.merged(options), block=self._block)
 
     @overload
     def run(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
@@ -110,90 +108,77 @@ class Infra:
             NodeError: it raised something; a builtin exception comes back as itself.
             NodeLost, TrainingStopped, LeaseLost: the node or the lease went away.
         """
-        work = callable_work(self._context, function, args, kwargs, self._options)
-        return self.run_work(work).value
+        return self.run_work(callable_work(self._context, function, args, kwargs, self._options)).value
 
-    async def arun(self, function: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> Any:
-        """Like `run`, without blocking the event loop."""
-        return await asyncio.to_thread(self._run_started, function, args, kwargs)
+    @overload
+    async def arun(self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    @overload
+    async def arun(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+    async def arun(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """Like `run`, without blocking the event loop. Cancelled, it goes on until the block of the lease ends."""
+        return await asyncio.wrap_future(self.submit(function, *args, **kwargs))
 
-    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """Like `run`, in the background: the block of the lease waits for it. Jobs of one node run one after another."""
-        self._check_open()
-        future: Future[R] = Future()
+    @overload
+    def submit(
+        self, function: Callable[P, Coroutine[Any, Any, R]], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[R]: ...
+    @overload
+    def submit(self, function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]: ...
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Like `run`, in the background. Jobs of one node run one after another.
+
+        The block of the lease waits for it, and raises what it raised unless somebody asked the future.
+
+        Raises:
+            LeaseLost: the block has ended.
+        """
+        future = self._block.start(self.id)
         context = copy_context()
 
         def work() -> None:
-            if not future.set_running_or_notify_cancel():
-                return
+            started_through_infra.set(True)
             try:
-                future.set_result(context.run(self._run_started, function, args, kwargs))
+                future.set_result(self.run(function, *args, **kwargs))
             except BaseException as error:  # noqa: BLE001 (whatever it is belongs to whoever asks for the result)
                 future.set_exception(error)
 
-        with self._shared.lock:
-            self._shared.futures.append(future)
-        threading.Thread(target=work, name=f"mlinfra-{self.id}", daemon=True).start()
+        future.set_running_or_notify_cancel()
+        threading.Thread(target=context.run, args=(work,), name=f"mlinfra-{self.id}", daemon=True).start()
         return future
 
     def train(self, job: TrainingJob | dict[str, Any]) -> ModelArtifact:
         """Run a `TrainingJob` and return its model; see `mlinfra_prefect.train`."""
         work = job_work(self._context, job if isinstance(job, TrainingJob) else parsed(TrainingJob, job, prefix="job"))
-        artifact = self.run_work(work).artifact
-        if artifact is None:
-            raise InvalidInput("job", "left no model")
-        return artifact
+        return model_of(self.run_work(work), work)
 
     def run_work(self, work: Work) -> Outcome:
         """Run prepared work; what `run` and `train` do in the end."""
         from mlinfra_prefect.integration.phases import run_phase
 
-        self._check_open()
         return run_phase(self, work)
 
     def follow(self, work: Work) -> Outcome:
-        """Wait for the lease, run the work, and tell its progress: the body of the `train` phase."""
-        self._check_open()
-        shared = self._shared
-        foreign = not _started_through_infra.get() and threading.get_ident() != shared.home_thread
-        with shared.lock:
-            shared.foreign += foreign
+        """Wait for the lease, run the work, and tell its progress: the body of the `train` phase.
+
+        Raises:
+            LeaseLost: the block of the lease has ended, or the lease is gone.
+        """
+        foreign = self._block.begin(self.id)
         try:
             self.wait()
             with Reporter(work.label) as reporter:
-                return run_job(self._context, self.id, work, used=shared.used, on_progress=reporter)
+                return run_job(self._context, self.id, work, used=self._block.used, on_progress=reporter)
         finally:
-            with shared.lock:
-                shared.foreign -= foreign
-
-    def run_work_started(self, work: Work) -> Outcome:
-        """`run_work` from a thread that this lease's owner started for it."""
-        token = _started_through_infra.set(True)
-        try:
-            return self.run_work(work)
-        finally:
-            _started_through_infra.reset(token)
-
-    def _run_started(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.run_work_started(callable_work(self._context, function, args, kwargs, self._options)).value
-
-    def bind_to_block(self) -> None:
-        """Remember the thread of the ``with`` block: work from elsewhere must not outlive it."""
-        self._shared.home_thread = threading.get_ident()
+            self._block.end(foreign=foreign)
 
     def close_block(self) -> None:
         """Wait for what was started through this lease; called when its block ends normally.
 
         Raises:
             UnsupportedHere: work that was not started through it is still running.
-            BaseException: what started work raised.
+            BaseException: what started work raised, and nobody asked for.
         """
-        with self._shared.lock:
-            futures = list(self._shared.futures)
-        problems = [error for future in futures if (error := future.exception()) is not None]
-        self.close()
-        with self._shared.lock:
-            foreign = self._shared.foreign
+        problems, foreign = self._block.settle()
         if problems:
             raise problems[0]
         if foreign:
@@ -202,11 +187,24 @@ class Infra:
                 "Wait for their futures inside the block, or start them with infra.submit, for which it waits.",
             )
 
-    def close(self) -> None:
-        """Refuse further work through this handle."""
-        with self._shared.lock:
-            self._shared.closed = True
 
-    def _check_open(self) -> None:
-        if self._shared.closed:
-            raise LeaseLost(f"The block of lease {self.id} has ended, so nothing more can run on it.", "Ask for a new lease.")
+def model_of(outcome: Outcome, work: Work) -> ModelArtifact:
+    """Return the model that work has left.
+
+    Raises:
+        NoModel: there is none.
+    """
+    if outcome.artifact is None:
+        raise NoModel(
+            f"{work.label} finished but left no model.",
+            "Write the model's files to node().output_dir (MLINFRA_OUTPUT_DIR).",
+        )
+    return outcome.artifact
+
+
+def _arrived(lease_id: str, options: Options) -> Infra:
+    """Pick a handle up again that came from another process."""
+    from mlinfra_prefect.integration.phases import attach
+
+    infra = attach(lease_id)
+    return Infra(infra._context, infra.id, options=options)  # noqa: SLF001 (a handle of the same class)

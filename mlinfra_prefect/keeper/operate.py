@@ -46,6 +46,9 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         while True:
             before = record
             record = _advance(context, record)
+            if before.state is not State.READY and record.state is State.READY:
+                # The client may have died while it was waiting for this: then nobody knows that it is ready.
+                record = _look_at_client(context, record, just_ready=True)
             if record == before or record.state is State.RELEASED:
                 break
     except LeaseLost:
@@ -109,13 +112,13 @@ def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
     return revise(context.ledger, record.id, change, actor=context.actor, reason=why)
 
 
-def _look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
+def _look_at_client(context: Context, record: KeptRecord, *, just_ready: bool = False) -> KeptRecord:
     """Do what the request says when its client is gone (`on_client_lost`)."""
     client = record.client
     if not record.live or client.kind == "none" or client.process is None or client.lost_at is not None:
         return record
-    if isinstance(record, EndpointRecord) and record.state is State.READY:
-        return record
+    if isinstance(record, EndpointRecord) and record.state is State.READY and not just_ready:
+        return record  # from here on it lives by its own grant, whoever asked for it
     if client.ended_at is None and not is_provably_dead(client.process):
         return record
     why = "its client ended without releasing it" if client.ended_at else "its client was lost"

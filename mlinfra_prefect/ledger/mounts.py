@@ -55,7 +55,7 @@ def mounted() -> list[Mount]:
         return parse_linux_table(LINUX_TABLE.read_text(encoding="utf-8", errors="surrogateescape"))
     except OSError:
         pass  # no such table: not Linux
-    import subprocess  # noqa: PLC0415 (slow to import, and Linux never comes here)
+    import subprocess  # slow to import, and Linux never comes here
 
     try:
         done = subprocess.run(

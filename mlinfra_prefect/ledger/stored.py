@@ -9,11 +9,9 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from mlinfra_prefect.errors import LedgerUnreadable
+from mlinfra_prefect.ledger.listing import SCHEMA_VERSION as SCHEMA_VERSION  # noqa: PLC0414 (every store writes it)
 from mlinfra_prefect.ledger.protocol import KeptRecord
 from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
-
-SCHEMA_VERSION = 1
-"""Of what is written; one higher when an older version could not read it."""
 
 _KINDS: dict[str, type[LeaseRecord | EndpointRecord]] = {"lease": LeaseRecord, "endpoint": EndpointRecord}
 

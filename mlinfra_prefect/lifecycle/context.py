@@ -20,6 +20,7 @@ from mlinfra_prefect.lifecycle.config import Config, load_config
 from mlinfra_prefect.lifecycle.platform import Platform
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.marks import common_marks, marks
 from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine
 
 LOCK_NAME = "lock"
@@ -85,20 +86,14 @@ class Context:
 
     def open_stack(self, directory: Path, record: KeptRecord, attempt: int) -> Stack:
         """Open the Terraform stack of one attempt."""
-        deadline = record.deadline
-        ids = {
-            "MLINFRA_LEDGER_ID": record.ledger_id,
-            "MLINFRA_LEASE_ID": record.id,
-            "MLINFRA_ATTEMPT": str(attempt),
-            "MLINFRA_DEADLINE": str(deadline.timestamp()) if deadline else "",
-        }
         # The agent is started by Terraform and runs pip, so pip's own settings travel through both.
-        return Stack(directory, engine=self.engine, slots=self.slots, env={**allowlist.inherited(pip=True), **ids})
+        env = {**allowlist.inherited(pip=True), **marks(record, attempt)}
+        return Stack(directory, engine=self.engine, slots=self.slots, env=env)
 
     def open_scratch_stack(self, directory: Path) -> Stack:
         """Open a stack that is planned and thrown away."""
-        ids = {"MLINFRA_LEDGER_ID": self.ledger.ledger_id, "MLINFRA_LEASE_ID": "", "MLINFRA_ATTEMPT": "", "MLINFRA_DEADLINE": ""}
-        return Stack(directory, engine=self.engine, slots=self.slots, env=ids)
+        env = common_marks(self.ledger.ledger_id)
+        return Stack(directory, engine=self.engine, slots=self.slots, env=env)
 
     def record(self, record_id: str) -> KeptRecord:
         """Return a lease or endpoint by id, or an endpoint by its name.

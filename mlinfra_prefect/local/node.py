@@ -20,7 +20,10 @@ from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.model.stack import JobStatus
 
 SILENT_SECONDS = 30.0
-"""An agent whose process lives but whose heartbeat is older than this is taken for hung."""
+"""An agent whose process lives but whose heartbeat is older than this may hang."""
+SECOND_LOOK_SECONDS = 6.0
+"""Three heartbeats: a host that slept, or whose clock was set, shows old ones for a moment; a hung agent for ever."""
+LOOK_SECONDS = 0.1
 
 
 class LocalNode:
@@ -32,19 +35,34 @@ class LocalNode:
     def _job(self, job_id: str) -> Path:
         return self.directory / "jobs" / job_id
 
+    def lives(self) -> bool:
+        """Whether the agent's process is there, though it may hang or be ending."""
+        state = self._state()
+        return "pid" in state and identity.is_alive(int(state["pid"]), str(state.get("start_time")))
+
     def alive(self) -> bool:
-        """Whether the agent's process lives and beats."""
-        state = _read(self.directory / "agent.json")
-        if state is None or state.get("state") != "up":
-            return False
-        if not identity.is_alive(int(state["pid"]), str(state["start_time"])):
-            return False
-        return time.time() - float(state["heartbeat"]) < SILENT_SECONDS
+        """Whether the agent's process lives and beats. Blocks, for `SECOND_LOOK_SECONDS` at most, where it is silent."""
+        until = time.monotonic() + SECOND_LOOK_SECONDS
+        first = self._state().get("heartbeat")
+        while self.lives():
+            state = self._state()
+            beat = state.get("heartbeat")
+            if state.get("state") != "up":
+                return False
+            if beat is not None and (beat != first or abs(time.time() - float(beat)) < SILENT_SECONDS):
+                return True
+            if time.monotonic() >= until:
+                return False
+            time.sleep(LOOK_SECONDS)
+        return False
+
+    def _state(self) -> dict[str, Any]:
+        """What the agent says of itself; empty before it has said anything."""
+        return _read(self.directory / "agent.json") or {}
 
     def why_gone(self) -> str:
         """What the agent last said; empty when it said nothing."""
-        state = _read(self.directory / "agent.json") or {}
-        return str(state.get("reason") or "")
+        return str(self._state().get("reason") or "")
 
     @contextmanager
     def submitted(self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]) -> Iterator[None]:
@@ -88,8 +106,8 @@ class LocalNode:
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         found = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
-        return None
+    except (OSError, ValueError):
+        return None  # absent, or not what it should be: both say nothing
     return found if isinstance(found, dict) else None
 
 

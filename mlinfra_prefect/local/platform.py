@@ -24,6 +24,7 @@ from mlinfra_prefect.local import client, process
 from mlinfra_prefect.local.node import LocalNode, revoke
 from mlinfra_prefect.local.serving import serve_spec
 from mlinfra_prefect.model.lease import Attempt, EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.marks import marks
 from mlinfra_prefect.model.names import token
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
@@ -39,6 +40,7 @@ class LocalPlatform:
 
     name = "local"
     consistency_seconds = 0.0
+    found_by_mark = True
 
     def __init__(self, *, cache: Path, stacks: Path) -> None:
         self._cache = cache
@@ -65,7 +67,9 @@ class LocalPlatform:
         grant, spec = grant_of(attempt), node_dir.parent / "agent-spec.json"
         secret = token()
         deadline = record.deadline.timestamp() if record.deadline else None
-        serve = serve_spec(record, self._cache, node_dir) if isinstance(record, EndpointRecord) else None
+        serve = None
+        if isinstance(record, EndpointRecord):
+            serve = serve_spec(record, self._cache, node_dir, marks(record, attempt.number))
         write_json(
             spec,
             {
@@ -85,7 +89,7 @@ class LocalPlatform:
                 "serve": serve,
             },
         )
-        grant.touch(mode=0o600)
+        grant.touch(mode=0o600)  # before it has a content, so that nobody else can ever read one
         grant.write_text(secret)
         name = "local-endpoint" if serve else "local-node"
         variables: dict[str, Any] = {
@@ -115,12 +119,18 @@ class LocalPlatform:
             name="local-node", root_module=self._stacks / "local-node", variables={"mlinfra": ids, "agent": agent}
         )
 
-    def check_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt, deadline: float) -> None:
+    def check_up(
+        self,
+        record: LeaseRecord | EndpointRecord,
+        attempt: Attempt,
+        deadline: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> None:
         """Success is what exists, not an exit code: the agent lives, and a server answers.
 
         Raises:
             NodeLost: the agent is not there.
-            EndpointNotReady: the server did not answer before the deadline (epoch seconds).
+            EndpointNotReady: the server did not answer before the deadline (epoch seconds), or is not wanted any more.
         """
         node = self.node(attempt)
         if not node.alive():
@@ -128,10 +138,13 @@ class LocalPlatform:
         if isinstance(record, EndpointRecord):
             ready_by = min(deadline, time.time() + record.serving.ready_seconds)
             try:
-                client.wait_ready(record.url, ready_by, node.alive)
+                client.wait_ready(record.url, ready_by, lambda: node.lives() and wanted())
             except EndpointNotReady as error:
                 said = server_words(Path(attempt.node_dir))
                 raise EndpointNotReady(f"{error.message} {node.why_gone()} {said}".strip(), error.remedy) from error
+            # A stranger that got the port first would answer, too.
+            if not node.lives():
+                raise EndpointNotReady(f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why.")
 
     def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:
         """Whether the node or the server still lives."""
@@ -146,7 +159,7 @@ class LocalPlatform:
         revoke(grant_of(attempt))
         node = self.node(attempt)
         until = time.monotonic() + AGENT_END_SECONDS
-        while node.alive() and time.monotonic() < until:
+        while node.lives() and time.monotonic() < until:
             time.sleep(0.02)
 
     def sweep(self, record: LeaseRecord | EndpointRecord) -> Search:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mlinfra_prefect.agent import allowlist, environments
+from mlinfra_prefect.agent import allowlist, environments, groups
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
 from mlinfra_prefect.local.serving_requirements import serving_requirements
@@ -33,7 +34,7 @@ def check_servable(record_format: str, predictor: str | None) -> None:
         raise InvalidInput("serving.predictor", "goes with models of format 'python', and they need it")
 
 
-def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path) -> dict[str, Any]:
+def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mapping[str, str]) -> dict[str, Any]:
     """Make the server's environment (cached by the hash of its requirements) and return what the agent runs.
 
     Blocking: the first time it installs packages.
@@ -45,14 +46,17 @@ def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path) -> dict[str,
     requirements = serving_requirements(artifact.format, artifact.versions)
     path = node_dir / "install.log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    guardian = groups.Guardian()  # an operation that is killed must not leave pip writing into the environment
     try:
         python = environments.ensure(
-            cache, Path(sys.executable), requirements, inherit=False, log=log, env=allowlist.inherited(pip=True)
-        )
+            cache, Path(sys.executable), requirements, inherit=False, log=log, guardian=guardian,
+            env={**allowlist.inherited(pip=True), **marks},
+        )  # fmt: skip
     except environments.EnvironmentFailed as error:
         said = " | ".join(path.read_text(errors="replace").splitlines()[-5:])
         raise EndpointNotReady(f"The server's environment could not be installed: {error}. {said}") from error
     finally:
+        guardian.close()
         os.close(log)
     manifest = node_dir / "artifact.json"
     write_json(manifest, {"files": [entry.model_dump() for entry in artifact.files]})

@@ -6,18 +6,18 @@ only lower them (`environment.Environment.admit`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from mlinfra_prefect.model.accelerator import Accelerator
 from mlinfra_prefect.model.json_values import JsonObject
 from mlinfra_prefect.model.names import EnvironmentVariable, Id, Line, digest
 from mlinfra_prefect.model.record import Record, parsed
 from mlinfra_prefect.model.resume import resume_key as resume_key  # noqa: PLC0414 (one of the request's own words)
+from mlinfra_prefect.model.spelling import EndpointName, Requirement, SecretReference, Target
 
 DEFAULT_MAX_MINUTES = 60
 MAX_MINUTES = 60 * 24 * 30
@@ -25,54 +25,6 @@ MAX_MINUTES = 60 * 24 * 30
 MAX_USD = 1e6
 MAX_HOURLY_USD = 1e5
 """Above these a number is a typing error."""
-
-_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}")
-
-
-def _no_option(text: str) -> str:
-    # pip would take it as an option: another index, or a file of the node.
-    if text.lstrip().startswith("-"):
-        raise ValueError("must be a requirement such as 'torch==2.9.*', not an option of pip")
-    return text
-
-
-def _says_where(text: str) -> str:
-    place, colon, name = text.rpartition(":")
-    if not (place and colon and name):
-        raise ValueError("must be 'module:function' or 'path/to/file.py:function'; a command is a list")
-    return text
-
-
-def _names_a_program(words: tuple[str, ...]) -> tuple[str, ...]:
-    if not words or not words[0]:
-        raise ValueError("names nothing to run")
-    return words
-
-
-def _refers(text: str) -> str:
-    if not _REFERENCE.fullmatch(text):
-        raise ValueError("must be a reference such as 'env:HF_TOKEN'; a secret itself is never written here")
-    return text
-
-
-def _kind_of_target(value: object) -> str:
-    return "[command]" if isinstance(value, list | tuple) else "[function]"
-
-
-SecretReference = Annotated[
-    str,
-    AfterValidator(_refers),
-    Field(json_schema_extra={"pattern": f"^{_REFERENCE.pattern}$"}, examples=["env:HF_TOKEN"]),
-]
-Requirement = Annotated[Line, AfterValidator(_no_option), Field(min_length=1, examples=["torch==2.9.*"])]
-Function = Annotated[Line, AfterValidator(_says_where), Field(examples=["acme.churn:train"])]
-Command = Annotated[
-    tuple[Line, ...], AfterValidator(_names_a_program), Field(min_length=1, examples=[["python", "train.py"]])
-]
-# Told apart by their type alone, so that an error speaks of what was meant; `invalid` leaves out tags in brackets.
-Target = Annotated[
-    Annotated[Function, Tag("[function]")] | Annotated[Command, Tag("[command]")], Discriminator(_kind_of_target)
-]
 
 
 class TrainingRequest(Record):
@@ -232,9 +184,7 @@ class TrainingJob(Record):
 class ServingRequest(Record):
     """A served model behind a stable URL."""
 
-    name: Annotated[Id, Field(max_length=40)] = Field(
-        title="Name", description="The endpoint's, part of its identity.", examples=["churn"]
-    )
+    name: EndpointName = Field(title="Name", description="The endpoint's, part of its identity.", examples=["churn"])
     environment: Id = Field(
         default="dev", title="Environment", description="Whose caps and defaults hold.", examples=["dev", "prod"]
     )

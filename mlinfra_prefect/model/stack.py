@@ -1,4 +1,4 @@
-"""What a platform tells the Terraform driver to build, and how a node is spoken to: values at the seam of two layers."""
+"""What a platform tells the Terraform driver to build, and how a node is spoken to: values at a seam."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
 
 
 def processes_with(variable: str) -> set[int]:
-    """All live processes that carry ``NAME=value``, read from /proc: the judge shares no code with the agent's sweep."""
+    """All live processes that carry ``NAME=value``, read from /proc: the judge shares no code with the agent."""
     found = set()
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
@@ -78,19 +78,36 @@ class NodeUnderTest:
 
     def write_spec(self, **changes: Any) -> AgentSpec:
         fields: dict[str, Any] = {
-            "ledger_id": "ledger-1", "lease_id": self.lease_id, "attempt": 1, "role": "node", "deadline": None,
-            "node_dir": self.dir, "grant": self.grant, "grant_token": "token-1", "heartbeat_seconds": 0.2,
-            "poll_seconds": 0.02, "python": Path(sys.executable), "cache_dir": self.root / "cache", "serve": None,
-        }  # fmt: skip
+            "ledger_id": "ledger-1",
+            "lease_id": self.lease_id,
+            "attempt": 1,
+            "role": "node",
+            "deadline": None,
+            "node_dir": self.dir,
+            "grant": self.grant,
+            "grant_token": "token-1",
+            "heartbeat_seconds": 0.2,
+            "poll_seconds": 0.02,
+            "python": Path(sys.executable),
+            "cache_dir": self.root / "cache",
+            "serve": None,
+        }
         spec = AgentSpec(**{**fields, **changes})
         self.spec_path.write_text(json.dumps(spec.to_payload()))
         return spec
 
-    def spawn(self, *, env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def spawn(
+        self, *, env: dict[str, str] | None = None, pass_fds: tuple[int, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
             [sys.executable, "-I", "-S", str(self.archive), "spawn", str(self.spec_path)],
-            capture_output=True, text=True, timeout=20, env={**os.environ, **(env or {})}, pass_fds=pass_fds, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            timeout=20,
+            env={**os.environ, **(env or {})},
+            pass_fds=pass_fds,
+            check=False,
+        )
         if done.returncode == 0:
             self.pids.append(self.state()["pid"])
         return done
@@ -115,7 +132,13 @@ class NodeUnderTest:
         return processes_with(f"MLINFRA_LEASE_ID={self.lease_id}")
 
     def submit(
-        self, job_id: str = "job-1", *, files: dict[str, str] | None = None, code: bytes | None = None, function: str = "", **job: Any
+        self,
+        job_id: str = "job-1",
+        *,
+        files: dict[str, str] | None = None,
+        code: bytes | None = None,
+        function: str = "",
+        **job: Any,
     ) -> Path:
         """Hand in a job: ``files`` become its code; ``function`` is ``file:qualname`` for a callable."""
         staging = submission.stage(self.dir, job_id)
@@ -127,9 +150,13 @@ class NodeUnderTest:
             file, _, qualname = function.partition(":")
             job["callable"] = CallableRef(None, file, qualname)
         fields = {
-            "job_id": job_id, "lease_id": self.lease_id, "attempt": 1, "kind": "callable" if function else "command",
-            "upload_dir": self.root / "uploads" / job_id, "grace_seconds": 5.0,
-        }  # fmt: skip
+            "job_id": job_id,
+            "lease_id": self.lease_id,
+            "attempt": 1,
+            "kind": "callable" if function else "command",
+            "upload_dir": self.root / "uploads" / job_id,
+            "grace_seconds": 5.0,
+        }
         return submission.hand_in(self.dir, staging, JobSpec(**{**fields, **job}))
 
     def shell(self, script: str, job_id: str = "job-1", **job: Any) -> Path:

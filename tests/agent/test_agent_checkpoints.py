@@ -109,7 +109,11 @@ def test_a_shell_script_commits_and_resumes(node: NodeUnderTest) -> None:
     wait_until(lambda: (first / wire.LOG).exists() and "committed" in (first / wire.LOG).read_text())
     node.stop(first, "kill")
     node.wait(first)
-    second = node.shell("cat $MLINFRA_CHECKPOINT_DIR/step; echo from=$MLINFRA_RESUMED_FROM", "job-2", checkpoint=CheckpointRef("key", store))
+    second = node.shell(
+        "cat $MLINFRA_CHECKPOINT_DIR/step; echo from=$MLINFRA_RESUMED_FROM",
+        "job-2",
+        checkpoint=CheckpointRef("key", store),
+    )
     assert node.wait(second).resumed_from == "key/1"
     assert (second / wire.LOG).read_text() == "5\nfrom=key/1\n"
 
@@ -119,6 +123,8 @@ def test_a_commit_outside_a_training_is_refused(node: NodeUnderTest) -> None:
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, str(node.archive), "commit-checkpoint"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, str(node.archive), "commit-checkpoint"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 1
     assert "only inside a training" in done.stderr

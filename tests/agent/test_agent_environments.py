@@ -24,7 +24,7 @@ def wheels(tmp_path: Path) -> Path:
     files = {
         "mlinfra_tiny_probe.py": b"VALUE = 41\n",
         "mlinfra_tiny_probe-1.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: mlinfra-tiny-probe\nVersion: 1.0\n",
-        "mlinfra_tiny_probe-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "mlinfra_tiny_probe-1.0.dist-info/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     record = "".join(
         f"{name},sha256={urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b'=').decode()},{len(data)}\n"
@@ -33,7 +33,9 @@ def wheels(tmp_path: Path) -> Path:
     with zipfile.ZipFile(folder / "mlinfra_tiny_probe-1.0-py3-none-any.whl", "w") as wheel:
         for name, data in files.items():
             wheel.writestr(name, data)
-        wheel.writestr("mlinfra_tiny_probe-1.0.dist-info/RECORD", record + "mlinfra_tiny_probe-1.0.dist-info/RECORD,,\n")
+        wheel.writestr(
+            "mlinfra_tiny_probe-1.0.dist-info/RECORD", record + "mlinfra_tiny_probe-1.0.dist-info/RECORD,,\n"
+        )
     return folder
 
 
@@ -48,7 +50,7 @@ def test_a_job_gets_a_package_that_the_flow_lacks(node: NodeUnderTest, wheels: P
         __import__("mlinfra_tiny_probe")
     node.start(env={name: "" for name in os.environ if name.startswith("PIP_")})
     requirements = ("--no-index", f"--find-links {wheels.as_uri()}", "mlinfra-tiny-probe==1.0")
-    code = "import mlinfra_tiny_probe, sys, pytest\ndef train(): return [mlinfra_tiny_probe.VALUE, sys.prefix, pytest.__file__]\n"
+    code = "import mlinfra_tiny_probe as m, sys, pytest\ndef train(): return [m.VALUE, sys.prefix, pytest.__file__]\n"
     job = node.submit(files={"t.py": code}, function="t.py:train", requirements=requirements)
     status = node.wait(job, 60)
     assert status.state == "succeeded", (job / wire.LOG).read_text()
@@ -63,7 +65,9 @@ def test_a_job_gets_a_package_that_the_flow_lacks(node: NodeUnderTest, wheels: P
     assert result_of(again)[1] == prefix
     assert "installed" not in (again / wire.LOG).read_text()
 
-    bad = node.submit("job-3", files={"t.py": code}, function="t.py:train", requirements=("--no-index", "no-such-thing-at-all"))
+    bad = node.submit(
+        "job-3", files={"t.py": code}, function="t.py:train", requirements=("--no-index", "no-such-thing-at-all")
+    )
     failed = node.wait(bad, 60)
     assert failed.error is not None
     assert failed.error.type == "EnvironmentFailed"
@@ -91,7 +95,13 @@ def test_an_environment_that_was_not_finished_is_built_again(
     assert ensure() == python
     assert marker.exists()
     assert not (python.parent / "half-written").exists()
-    found = subprocess.run([str(python), "-c", "import mlinfra_tiny_probe as m; print(m.VALUE)"], capture_output=True, text=True, env=bare(), check=True)
+    found = subprocess.run(
+        [str(python), "-c", "import mlinfra_tiny_probe as m; print(m.VALUE)"],
+        capture_output=True,
+        text=True,
+        env=bare(),
+        check=True,
+    )
     assert found.stdout.strip() == "41"
     os.close(log)
 
@@ -103,7 +113,19 @@ def test_nothing_required_is_the_flows_interpreter(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("text", ["--index-url http://x.invalid", "-r other.txt", "-e .", "--find-links", "a\n-r b", "", " --no-index x", "--no-binary :all:"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "--index-url http://x.invalid",
+        "-r other.txt",
+        "-e .",
+        "--find-links",
+        "a\n-r b",
+        "",
+        " --no-index x",
+        "--no-binary :all:",
+    ],
+)
 def test_options_of_pip_are_refused(text: str) -> None:
     """They name files, indexes and code to run; only the two for mirrors without a network are allowed."""
     with pytest.raises(environments.EnvironmentFailed, match="refused"):
@@ -112,4 +134,6 @@ def test_options_of_pip_are_refused(text: str) -> None:
 
 def test_the_two_allowed_options_are_allowed() -> None:
     """What a place without a network needs."""
-    environments.check_requirements(["--no-index", "--find-links file:///x", "numpy>=2 ; python_version > '3'", "pkg @ https://x.invalid/p.whl"])
+    environments.check_requirements(
+        ["--no-index", "--find-links file:///x", "numpy>=2 ; python_version > '3'", "pkg @ https://x.invalid/p.whl"]
+    )

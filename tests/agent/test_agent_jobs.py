@@ -20,7 +20,7 @@ from mlinfra_prefect.agent import codecs, submission, wire
 from mlinfra_prefect.agent.specs import Arguments, CodeRef, JobSpec
 from mlinfra_prefect.agent.status import read_status
 
-TRAIN = '''
+TRAIN = """
 import asyncio, os, sys, time
 from pathlib import Path
 from mlinfra_agent.node import node
@@ -55,7 +55,7 @@ def facts():
     return {"params": dict(n.params), "inputs": dict(n.inputs), "resumed": n.resumed, "stop": n.should_stop,
             "deadline": n.deadline, "cwd": Path.cwd().name, "argv": sys.argv, "main": "__main__" == __name__,
             "env": {k: v for k, v in os.environ.items() if k.startswith("MLINFRA_")}}
-'''
+"""
 
 
 def call(node: NodeUnderTest, function: str, *args: Any, job_id: str = "job-1", **job: Any) -> Path:
@@ -73,7 +73,7 @@ def test_a_callable_returns_its_value(node: NodeUnderTest) -> None:
     job = call(node, "add", 41)
     status = node.wait(job)
     assert (status.state, status.exit_code, status.error) == ("succeeded", 0, None)
-    assert status.queued_at and status.started_at and status.finished_at
+    assert None not in {status.queued_at, status.started_at, status.finished_at}
     assert status.queued_at <= status.started_at <= status.finished_at
     assert result_of(job) == 42
     assert wire.read_json(node.root / "uploads/job-1/manifest.json")["files"] == []
@@ -209,7 +209,11 @@ def test_a_training_knows_its_job(node: NodeUnderTest, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "said"),
-    [({"X": "s3://bucket/key"}, "cannot be fetched here"), ({"X": "rel/path"}, "cannot be fetched"), ({"X": "/no/such"}, "nothing at")],
+    [
+        ({"X": "s3://bucket/key"}, "cannot be fetched here"),
+        ({"X": "rel/path"}, "cannot be fetched"),
+        ({"X": "/no/such"}, "nothing at"),
+    ],
 )
 def test_an_input_that_cannot_be_had_fails_by_its_name(node: NodeUnderTest, inputs: dict[str, str], said: str) -> None:
     """Only file:// and absolute paths here; the message names the input."""
@@ -270,11 +274,11 @@ def test_worker_processes_of_a_training_can_import_its_module(node: NodeUnderTes
 
 
 def test_a_command_trains_in_the_code_directory(node: NodeUnderTest) -> None:
-    """An argv, the code root as working directory, `python` is the job's interpreter, output in the log, events by echo."""
+    """The code root is its working directory, `python` the job's interpreter; output is the log, events are echoed."""
     node.start()
     script = (
         "cat data.txt; echo '{\"progress\": 0.5}' >> $MLINFRA_EVENTS; echo garbage >> $MLINFRA_EVENTS;"
-        "echo '{\"metrics\": {\"auc\": 0.5}}' >> $MLINFRA_EVENTS; printf '{\"metrics\": {\"f1\": 1}}' >> $MLINFRA_EVENTS;"
+        'echo \'{"metrics": {"auc": 0.5}}\' >> $MLINFRA_EVENTS; printf \'{"metrics": {"f1": 1}}\' >> $MLINFRA_EVENTS;'
         "echo weights > $MLINFRA_OUTPUT_DIR/m; python -c 'import sys; print(sys.executable)'; echo oops >&2"
     )
     job = node.submit(files={"data.txt": "from the code\n"}, command=("sh", "-c", script), expects="model")
@@ -289,7 +293,11 @@ def test_a_command_trains_in_the_code_directory(node: NodeUnderTest) -> None:
 
 @pytest.mark.parametrize(
     ("command", "said"),
-    [(("sh", "-c", "exit 5"), "exited with 5"), (("no-such-program",), "127 (the command was not found)"), (("sh", "-c", "kill -SEGV $$"), "SIGSEGV")],
+    [
+        (("sh", "-c", "exit 5"), "exited with 5"),
+        (("no-such-program",), "127 (the command was not found)"),
+        (("sh", "-c", "kill -SEGV $$"), "SIGSEGV"),
+    ],
 )
 def test_a_command_that_fails_says_how(node: NodeUnderTest, command: tuple[str, ...], said: str) -> None:
     """Exit codes and signals become sentences."""
@@ -300,14 +308,16 @@ def test_a_command_that_fails_says_how(node: NodeUnderTest, command: tuple[str, 
 
 
 def test_an_executable_in_the_code_archive_can_be_run(node: NodeUnderTest) -> None:
-    """The executable bit travels."""
+    """The executable bit travels, and SIGPIPE is not ignored as Python leaves it: `yes` ends without a complaint."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         entry = zipfile.ZipInfo("train.sh")
         entry.external_attr = 0o100755 << 16
-        archive.writestr(entry, "#!/bin/sh\nyes | head -n 1\n")  # and SIGPIPE is not ignored: `yes` ends
+        archive.writestr(entry, "#!/bin/sh\nyes | head -n 1\n")
     node.start()
-    assert node.wait(node.submit(code=buffer.getvalue(), command=("./train.sh",), expects="none")).state == "succeeded"
+    job = node.submit(code=buffer.getvalue(), command=("./train.sh",), expects="none")
+    assert node.wait(job).state == "succeeded"
+    assert (job / wire.LOG).read_text() == "y\n"
 
 
 def test_what_a_command_leaves_running_ends_with_it(node: NodeUnderTest) -> None:
@@ -343,7 +353,16 @@ def test_a_code_archive_that_was_changed_is_refused(node: NodeUnderTest) -> None
 def _with_code(node: NodeUnderTest, data: bytes, code: CodeRef) -> Path:
     staging = submission.stage(node.dir, "job-1")
     (staging / "code.zip").write_bytes(data)
-    job = JobSpec("job-1", node.lease_id, 1, "command", node.root / "up", command=("sh", "-c", "touch ran"), code=code, expects="none")
+    job = JobSpec(
+        "job-1",
+        node.lease_id,
+        1,
+        "command",
+        node.root / "up",
+        command=("sh", "-c", "touch ran"),
+        code=code,
+        expects="none",
+    )
     return submission.hand_in(node.dir, staging, job)
 
 
@@ -360,11 +379,16 @@ def _evil(name: str, mode: int = 0o100644) -> bytes:
 @pytest.mark.parametrize(
     "data",
     [
-        _evil("../escaped"), _evil("/tmp/escaped"), _evil("a/../../escaped"), _evil("..\\escaped"),
-        _evil("link", stat.S_IFLNK | 0o777), b"not a zip", code_zip({"a": "b"})[:-30],
+        _evil("../escaped"),
+        _evil("/tmp/escaped"),
+        _evil("a/../../escaped"),
+        _evil("..\\escaped"),
+        _evil("link", stat.S_IFLNK | 0o777),
+        b"not a zip",
+        code_zip({"a": "b"})[:-30],
     ],
     ids=["parent", "absolute", "inner-parent", "backslash", "link", "no-zip", "cut"],
-)  # fmt: skip
+)
 def test_a_code_archive_cannot_write_outside_its_directory(node: NodeUnderTest, data: bytes) -> None:
     """Zip-slip, links and damaged archives: refused, nothing is run, nothing lands elsewhere."""
     node.start()

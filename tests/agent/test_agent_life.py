@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -50,10 +51,14 @@ def remove_directory(node: NodeUnderTest) -> None:
 @pytest.mark.parametrize(
     ("cause", "reason"),
     [
-        (revoke, "grant was revoked"), (change_token, "grant was replaced"), (remove_lock, "agent.lock is gone"),
-        (replace_lock, "agent.lock was replaced"), (sigterm, "SIGTERM"), (remove_directory, None),
+        (revoke, "grant was revoked"),
+        (change_token, "grant was replaced"),
+        (remove_lock, "agent.lock is gone"),
+        (replace_lock, "agent.lock was replaced"),
+        (sigterm, "SIGTERM"),
+        (remove_directory, None),
     ],
-)  # fmt: skip
+)
 def test_every_cause_of_death_ends_the_agent_and_all_it_started(
     node: NodeUnderTest, cause: Callable[[NodeUnderTest], None], reason: str | None
 ) -> None:
@@ -150,6 +155,23 @@ def test_two_spawns_at_once_leave_one_agent(node: NodeUnderTest) -> None:
     wait_until(lambda: node.processes() == {node.pid})
 
 
+def test_a_spawn_that_lost_the_lock_waits_for_the_winner(node: NodeUnderTest) -> None:
+    """Its own agent ends because another holds the lock: that one is coming up, and is what counts."""
+    node.write_spec()
+    holder = os.open(node.dir / wire.AGENT_LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    argv = [sys.executable, "-I", "-S", str(node.archive)]
+    loser = subprocess.Popen([*argv, "spawn", str(node.spec_path)], stderr=subprocess.DEVNULL)
+    wait_until(lambda: "another agent" in log.read_text() if (log := node.dir / wire.AGENT_LOG).exists() else False)
+    time.sleep(0.1)  # its agent has said so, and ended
+    os.close(holder)
+    winner = subprocess.Popen([*argv, "run", str(node.spec_path)], stderr=subprocess.DEVNULL)
+    assert loser.wait(timeout=10) == 0
+    assert node.state()["pid"] == winner.pid
+    node.grant.unlink()
+    assert winner.wait(timeout=5) == 0
+
+
 def test_a_new_agent_may_follow_a_dead_one(node: NodeUnderTest) -> None:
     """A stale agent.json and a free lock are no agent; a job it left half-done is failed, not run again."""
     node.start()
@@ -175,7 +197,7 @@ def test_a_new_agent_may_follow_a_dead_one(node: NodeUnderTest) -> None:
         (lambda node: node.write_spec(python=Path("/nonexistent/python")), "cannot be started"),
         (lambda node: node.write_spec(attempt=2, node_dir=node.root / "no" / "such"), "No such file"),
     ],
-)  # fmt: skip
+)
 def test_a_spawn_that_cannot_succeed_says_why_and_leaves_nothing(
     node: NodeUnderTest, spoil: Callable[[NodeUnderTest], object], said: str
 ) -> None:
@@ -214,6 +236,34 @@ def test_inherited_descriptors_are_closed_in_every_process(node: NodeUnderTest, 
         assert not any(target.endswith("agent.lock") for target in opened) or pid == node.pid
 
 
+def test_the_agent_closes_what_it_inherited_however_it_was_started(node: NodeUnderTest, tmp_path: Path) -> None:
+    """Also without `spawn`, and `spawn` itself while it waits: the descriptor goes before anything else is done."""
+    lock = tmp_path / "terraform.lock"
+    lock.touch()
+    node.write_spec()
+    descriptor = os.open(lock, os.O_RDWR)
+    argv = [sys.executable, "-I", "-S", str(node.archive), "run", str(node.spec_path)]
+    agent = subprocess.Popen(argv, pass_fds=(descriptor,), stderr=subprocess.DEVNULL, start_new_session=True)
+    os.close(descriptor)
+    wait_until((node.dir / wire.AGENT_STATE).exists)
+    assert str(lock) not in {os.readlink(path) for path in Path(f"/proc/{agent.pid}/fd").iterdir()}
+    node.grant.unlink()
+    assert agent.wait(timeout=5) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_the_kernel_ends_a_training_that_lost_all_its_watchers(node: NodeUnderTest) -> None:
+    """Agent, launcher and guardian killed in one instant: the training process itself still ends."""
+    node.start()
+    status = node.running(node.shell("while :; do sleep 0.05; done"))
+    assert status.pid is not None
+    wait_until(lambda: b"while" in Path(f"/proc/{status.pid}/cmdline").read_bytes().split(b"\0exec\0")[0])
+    for pid in node.processes():
+        if os.getpgid(pid) != status.pid:
+            os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not identity.is_alive(status.pid or 0, status.start_time), 2)
+
+
 def test_the_agent_leaves_the_session_and_the_tree_of_its_spawner(node: NodeUnderTest) -> None:
     """A killed process group, a closed terminal or a dead Terraform cannot reach it."""
     node.start()
@@ -226,8 +276,14 @@ def test_the_agent_leaves_the_session_and_the_tree_of_its_spawner(node: NodeUnde
 
 def test_only_allow_listed_variables_reach_the_agent_and_the_training(node: NodeUnderTest) -> None:
     """Cloud keys and Prefect's key of the worker never reach training code; PIP_* reaches only who runs pip."""
-    planted = {"AWS_SECRET_ACCESS_KEY": "canary-aws", "PREFECT_API_KEY": "canary-prefect", "TF_VAR_x": "canary-tf",
-               "PIP_INDEX_URL": "canary-pip", "LC_TIME": "C", "HTTPS_PROXY": "http://proxy.invalid"}  # fmt: skip
+    planted = {
+        "AWS_SECRET_ACCESS_KEY": "canary-aws",
+        "PREFECT_API_KEY": "canary-prefect",
+        "TF_VAR_x": "canary-tf",
+        "PIP_INDEX_URL": "canary-pip",
+        "LC_TIME": "C",
+        "HTTPS_PROXY": "http://proxy.invalid",
+    }
     node.start(env=planted)
     training = node.running(node.shell(FAMILY, env={"CHOSEN": "yes"})).pid
     for pid in node.processes():

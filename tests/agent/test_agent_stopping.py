@@ -11,7 +11,7 @@ from agent_harness import NodeUnderTest, result_of, wait_until
 from mlinfra_prefect.agent import codecs, wire
 from mlinfra_prefect.agent.specs import Arguments, CheckpointRef
 
-RESUMABLE = '''
+RESUMABLE = """
 import time
 from mlinfra_agent.node import node
 
@@ -27,7 +27,7 @@ def train(steps):
             stored = n.commit_checkpoint(at)
             raise SystemExit(f"stopped at {at}, stored {stored}")
     return {"resumed": n.resumed, "at": at}
-'''
+"""
 
 
 def test_sigterm_commits_a_checkpoint_that_the_next_job_resumes(node: NodeUnderTest) -> None:
@@ -40,7 +40,7 @@ def test_sigterm_commits_a_checkpoint_that_the_next_job_resumes(node: NodeUnderT
         return node.submit(job_id, files={"t.py": RESUMABLE}, function="t.py:train", args=arguments, checkpoint=store)
 
     first = train("job-1", 100_000)
-    wait_until(lambda: (first / wire.EVENTS).exists())
+    wait_until((first / wire.EVENTS).exists)
     node.stop(first)
     status = node.wait(first)
     assert (status.state, status.exit_code) == ("stopped", 1)
@@ -71,7 +71,7 @@ def test_a_callback_is_told_to_stop(node: NodeUnderTest) -> None:
     )
     node.start()
     job = node.submit(files={"t.py": code}, function="t.py:train")
-    wait_until(lambda: (job / wire.EVENTS).exists())
+    wait_until((job / wire.EVENTS).exists)
     node.stop(job)
     assert node.wait(job).state == "succeeded"
     assert result_of(job) == [1, 2]
@@ -81,7 +81,9 @@ def test_a_callback_is_told_to_stop(node: NodeUnderTest) -> None:
 def test_a_training_that_finishes_during_its_grace_has_succeeded(node: NodeUnderTest) -> None:
     """Exit code 0 with a model: the work is done, and is not thrown away because somebody wanted it to stop."""
     node.start()
-    job = node.shell("trap 'echo m > $MLINFRA_OUTPUT_DIR/m; exit 0' TERM; echo ready; while :; do sleep 0.05; done", expects="model")
+    job = node.shell(
+        "trap 'echo m > $MLINFRA_OUTPUT_DIR/m; exit 0' TERM; echo ready; while :; do sleep 0.05; done", expects="model"
+    )
     wait_until(lambda: "ready" in (job / wire.LOG).read_text() if (job / wire.LOG).exists() else False)
     node.stop(job)
     assert node.wait(job).state == "succeeded"
@@ -105,7 +107,10 @@ def test_a_training_that_ignores_sigterm_is_killed_after_its_grace(node: NodeUnd
 def test_checkpoint_now_tells_the_training_process_only(node: NodeUnderTest) -> None:
     """Its workers must go on while it writes; the whole group ends only with the grace."""
     node.start()
-    job = node.shell("sh -c 'trap \"echo child\" TERM; sleep 1.2; echo done' & trap 'echo leader; wait; exit 9' TERM; echo ready; wait")
+    job = node.shell(
+        "sh -c 'trap \"echo child\" TERM; sleep 1.2; echo done' &"
+        "trap 'echo leader; wait; exit 9' TERM; echo ready; wait"
+    )
     wait_until(lambda: (job / wire.LOG).exists() and "ready" in (job / wire.LOG).read_text())
     node.stop(job)
     node.wait(job)
@@ -152,10 +157,13 @@ def test_a_queued_job_can_be_stopped_alone(node: NodeUnderTest) -> None:
 def test_a_job_without_progress_is_stopped_only_where_that_is_asked_for(node: NodeUnderTest) -> None:
     """The limit counts from the last event, and there is none unless the job sets one."""
     node.start()
-    silent = node.shell("for i in 1 2 3 4; do echo '{\"progress\": 0}' >> $MLINFRA_EVENTS; sleep 0.15; done; sleep 300",
-                        "job-1", progress_timeout_seconds=0.4, grace_seconds=0.2)  # fmt: skip
+    silent = node.shell(
+        "for i in 1 2 3 4; do echo '{\"progress\": 0}' >> $MLINFRA_EVENTS; sleep 0.15; done; sleep 300",
+        "job-1",
+        progress_timeout_seconds=0.4,
+        grace_seconds=0.2,
+    )
     status = node.wait(silent)
     assert (status.state, status.reason) == ("stopped", "no progress for 0.4 s")
-    assert status.finished_at and status.started_at
-    assert status.finished_at - status.started_at > 0.8
+    assert (status.finished_at or 0) - (status.started_at or 0) > 0.8
     assert node.wait(node.shell("sleep 0.7", "job-2")).state == "succeeded"

@@ -27,13 +27,35 @@ def job(**changes: Any) -> dict[str, Any]:
 def test_specs_are_read_back_as_they_were_written() -> None:
     """What the client writes is what the agent gets, through JSON."""
     made = specs.JobSpec(
-        "j", "l", 2, "callable", Path("/up"), callable=specs.CallableRef(None, "a.py", "f", "src"),
-        code=specs.CodeRef("code.zip", "ab"), args=specs.Arguments(({"codec": "json", "value": 1},), {}),
-        checkpoint=specs.CheckpointRef("k", Path("/store")), requirements=("a",), secrets=("S",), inputs={"X": "/x"},
-    )  # fmt: skip
+        "j",
+        "l",
+        2,
+        "callable",
+        Path("/up"),
+        callable=specs.CallableRef(None, "a.py", "f", "src"),
+        code=specs.CodeRef("code.zip", "ab"),
+        args=specs.Arguments(({"codec": "json", "value": 1},), {}),
+        checkpoint=specs.CheckpointRef("k", Path("/store")),
+        requirements=("a",),
+        secrets=("S",),
+        inputs={"X": "/x"},
+    )
     assert specs.JobSpec.from_payload(json.loads(json.dumps(made.to_payload()))) == made
-    agent = specs.AgentSpec("led", "l", 1, "endpoint", 5.0, Path("/n"), Path("/g"), "t", 2.0, 0.1, Path("/p"), Path("/c"),
-                            specs.ServeSpec(("a",), {"B": "c"}, Path("/d")))  # fmt: skip
+    agent = specs.AgentSpec(
+        "led",
+        "l",
+        1,
+        "endpoint",
+        5.0,
+        Path("/n"),
+        Path("/g"),
+        "t",
+        2.0,
+        0.1,
+        Path("/p"),
+        Path("/c"),
+        specs.ServeSpec(("a",), {"B": "c"}, Path("/d")),
+    )
     assert specs.AgentSpec.from_payload(json.loads(json.dumps(agent.to_payload()))) == agent
     assert "grant_token" not in repr(agent)
 
@@ -41,16 +63,29 @@ def test_specs_are_read_back_as_they_were_written() -> None:
 @pytest.mark.parametrize(
     ("changes", "field"),
     [
-        ({"schema": "mlinfra-prefect/job/9"}, "schema"), ({"job_id": "../x"}, "job_id"), ({"job_id": "A b"}, "job_id"),
-        ({"attempt": True}, "attempt"), ({"attempt": "1"}, "attempt"), ({"kind": "pickle"}, "kind"),
-        ({"upload_dir": "relative"}, "upload_dir"), ({"grace_seconds": -1}, "grace_seconds"),
-        ({"grace_seconds": float("nan")}, "grace_seconds"), ({"progress_timeout_seconds": 0}, "progress_timeout"),
-        ({"command": None}, "command"), ({"command": []}, "command"), ({"command": [1]}, "command"),
-        ({"command": ["a\0b"]}, "command"), ({"env": {"MLINFRA_LEASE_ID": "x"}}, "MLINFRA_LEASE_ID"),
-        ({"secrets": ["NOT A NAME"]}, "NOT A NAME"), ({"secrets": ["a", "A"]}, "case"), ({"inputs": {"a b": "/x"}}, "a b"),
-        ({"env": {"A": 1}}, "env"), ({"surprise": 1}, "surprise"), ({"callable": {"module": None, "file": None, "qualname": "f"}}, "callable"),
+        ({"schema": "mlinfra-prefect/job/9"}, "schema"),
+        ({"job_id": "../x"}, "job_id"),
+        ({"job_id": "A b"}, "job_id"),
+        ({"attempt": True}, "attempt"),
+        ({"attempt": "1"}, "attempt"),
+        ({"kind": "pickle"}, "kind"),
+        ({"upload_dir": "relative"}, "upload_dir"),
+        ({"grace_seconds": -1}, "grace_seconds"),
+        ({"grace_seconds": float("nan")}, "grace_seconds"),
+        ({"progress_timeout_seconds": 0}, "progress_timeout"),
+        ({"command": None}, "command"),
+        ({"command": []}, "command"),
+        ({"command": [1]}, "command"),
+        ({"command": ["a\0b"]}, "command"),
+        ({"env": {"MLINFRA_LEASE_ID": "x"}}, "MLINFRA_LEASE_ID"),
+        ({"secrets": ["NOT A NAME"]}, "NOT A NAME"),
+        ({"secrets": ["a", "A"]}, "case"),
+        ({"inputs": {"a b": "/x"}}, "a b"),
+        ({"env": {"A": 1}}, "env"),
+        ({"surprise": 1}, "surprise"),
+        ({"callable": {"module": None, "file": None, "qualname": "f"}}, "callable"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_field_is_named(changes: dict[str, Any], field: str) -> None:
     """Unknown fields, wrong types, NaN, NUL, paths and reserved names: refused by the field's name."""
     with pytest.raises(wire.SpecError, match=field):
@@ -74,10 +109,16 @@ def test_events_are_read_leniently_and_while_they_grow(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
     tail = events.EventTail(path)
     assert tail.read() == 0
-    path.write_bytes(b'{"progress": 0.25}\nnot json\n[1]\n{"metrics": {"a": "x"}}\n{"unknown": 1}\n\n{"metrics": {"a": 1}')
+    path.write_bytes(
+        b'{"progress": 0.25}\nnot json\n[1]\n{"metrics": {"a": "x"}}\n{"unknown": 1}\n\n{"metrics": {"a": 1}'
+    )
     assert (tail.read(), tail.malformed, tail.progress, tail.metrics) == (1, 4, 0.25, {})
     with path.open("ab") as file:
-        file.write(b'}\n{"metrics": {"a": 2, "b": "NaN"}}\n{"progress": 7}\n{"progress": NaN}\n{"metrics": {"c": 1' + b"0" * 400 + b'}}\n{"progress": 0.5}')
+        file.write(
+            b'}\n{"metrics": {"a": 2, "b": "NaN"}}\n{"progress": 7}\n{"progress": NaN}\n{"metrics": {"c": 1'
+            + b"0" * 400
+            + b'}}\n{"progress": 0.5}'
+        )
     assert tail.read() == 3
     assert tail.metrics["a"] == 2
     assert math.isnan(tail.metrics["b"])
@@ -94,7 +135,10 @@ def test_ends_are_told_in_words() -> None:
     """A table of what people see."""
     assert exit_reason(3) == "exited with 3"
     assert exit_reason(127).endswith("(the command was not found)")
-    assert exit_reason(-9, out_of_memory=True) == "was killed by SIGKILL: it ran out of memory (the kernel's out-of-memory killer)"
+    assert (
+        exit_reason(-9, out_of_memory=True)
+        == "was killed by SIGKILL: it ran out of memory (the kernel's out-of-memory killer)"
+    )
     assert exit_reason(-15) == "was killed by SIGTERM"
     assert exit_reason(-200) == "was killed by signal 200"
 
@@ -105,8 +149,14 @@ def test_ends_are_told_in_words() -> None:
 @pytest.fixture
 def on_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The environment of a training, without an agent."""
-    for name, value in {"ON_NODE": "1", "OUTPUT_DIR": str(tmp_path), "EVENTS": str(tmp_path / "e"), "DEADLINE": "5.5",
-                        "DRAFT": str(tmp_path / "draft.json"), "CHECKPOINT_DIR": str(tmp_path)}.items():  # fmt: skip
+    for name, value in {
+        "ON_NODE": "1",
+        "OUTPUT_DIR": str(tmp_path),
+        "EVENTS": str(tmp_path / "e"),
+        "DEADLINE": "5.5",
+        "DRAFT": str(tmp_path / "draft.json"),
+        "CHECKPOINT_DIR": str(tmp_path),
+    }.items():
         monkeypatch.setenv(f"MLINFRA_{name}", value)
     monkeypatch.delitem(sys.modules, "_mlinfra_node", raising=False)
     return tmp_path
@@ -162,11 +212,16 @@ def test_a_draft_is_checked_where_it_is_made(on_node: Path) -> None:
 
 
 def test_the_archive_is_the_same_bytes_on_every_build(tmp_path: Path) -> None:
-    """Another process, another hash seed, another directory: the same name and the same bytes; reused when it is there."""
+    """Another process, another hash seed, another directory: the same name and bytes; reused when it is there."""
     first = archive.build_archive(tmp_path / "one")
-    code = "import sys; from pathlib import Path; from mlinfra_prefect.agent.archive import build_archive as b; print(b(Path(sys.argv[1])))"
+    code = (
+        "import sys; from pathlib import Path; from mlinfra_prefect.agent.archive import build_archive as build;"
+        "print(build(Path(sys.argv[1])))"
+    )
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(Path(archive.__file__).parents[2])}
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "two")], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "two")], capture_output=True, text=True, env=env, check=True
+    )
     second = Path(done.stdout.strip())
     assert first.name == second.name
     assert first.read_bytes() == second.read_bytes()
@@ -183,17 +238,26 @@ def test_the_archive_is_standard_library_only(tmp_path: Path) -> None:
         names = [name for name in full.namelist() if name.endswith(".py")]
         for name in names:
             bare.writestr(name, full.read(name))
-    modules = [name[:-3].replace("/", ".") for name in names if name not in {"__main__.py", "mlinfra_agent/__init__.py"}]
-    code = f"import sys, importlib; sys.path[:0] = [sys.argv[1]]; [importlib.import_module(m) for m in {modules!r}]; print(sorted(m for m in sys.modules if m.startswith(('mlinfra_prefect', 'pydantic', 'numpy'))))"
+    modules = [
+        name[:-3].replace("/", ".") for name in names if name not in {"__main__.py", "mlinfra_agent/__init__.py"}
+    ]
+    code = (
+        f"import sys, importlib; sys.path[:0] = [sys.argv[1]]; [importlib.import_module(m) for m in {modules!r}];"
+        "print(sorted(m for m in sys.modules if m.startswith(('mlinfra_prefect', 'pydantic', 'numpy'))))"
+    )
     for path in (built, sources_only):
-        done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(path)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", code, str(path)], capture_output=True, text=True, check=True
+        )
         assert done.stdout.strip() == "[]"
 
 
 def test_an_unknown_verb_prints_the_usage(tmp_path: Path) -> None:
     """Exit code 2."""
     built = archive.build_archive(tmp_path)
-    done = subprocess.run([sys.executable, "-I", "-S", str(built), "dance"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(built), "dance"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 2
     assert "spawn SPEC" in done.stderr
 
@@ -203,8 +267,27 @@ def test_an_unknown_verb_prints_the_usage(tmp_path: Path) -> None:
 
 def test_the_allow_list_is_an_allow_list() -> None:
     """What is not named does not pass; PIP_* passes only where pip runs."""
-    source = {"PATH": "p", "HOME": "h", "LC_ALL": "C", "SSL_CERT_FILE": "c", "CUDA_VISIBLE_DEVICES": "1", "PIP_INDEX_URL": "i",
-              "AWS_SESSION_TOKEN": "t", "PYTHONPATH": "x", "LD_PRELOAD": "y", "MLINFRA_LEASE_ID": "z"}  # fmt: skip
+    source = {
+        "PATH": "p",
+        "HOME": "h",
+        "LC_ALL": "C",
+        "SSL_CERT_FILE": "c",
+        "CUDA_VISIBLE_DEVICES": "1",
+        "PIP_INDEX_URL": "i",
+        "AWS_SESSION_TOKEN": "t",
+        "PYTHONPATH": "x",
+        "LD_PRELOAD": "y",
+        "MLINFRA_LEASE_ID": "z",
+    }
     kept = {"PATH", "HOME", "LC_ALL", "SSL_CERT_FILE", "CUDA_VISIBLE_DEVICES"}
     assert set(allowlist.inherited(source)) == kept
     assert set(allowlist.inherited(source, pip=True)) == kept | {"PIP_INDEX_URL"}
+
+
+def test_revoking_a_grant_is_removing_it(tmp_path: Path) -> None:
+    """What Terraform's destroy provisioner calls; twice is as good as once."""
+    built = archive.build_archive(tmp_path)
+    (tmp_path / "grant").touch()
+    for _ in range(2):
+        subprocess.run([sys.executable, "-I", "-S", str(built), "revoke", str(tmp_path / "grant")], check=True)
+        assert not (tmp_path / "grant").exists()

@@ -17,8 +17,13 @@ from sqlite_stores import open_store, spoil
 
 from mlinfra_prefect.errors import LedgerUnavailable, LedgerUnreadable
 from mlinfra_prefect.ledger import SqliteLedger, mounts, sqlite_file
-from mlinfra_prefect.ledger.mounts import Mount, file_system, parse_linux_table, parse_listing
-from mlinfra_prefect.ledger.mounts import refuse_network_file_system as refuse
+from mlinfra_prefect.ledger.mounts import (
+    Mount,
+    file_system,
+    parse_linux_table,
+    parse_listing,
+    refuse_network_file_system as refuse,
+)
 from mlinfra_prefect.testing.ledger import LedgerConformance
 from mlinfra_prefect.testing.records import sample_lease
 

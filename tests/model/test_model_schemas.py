@@ -9,8 +9,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from model_strategies import BY_MODEL
 
 from mlinfra_prefect.errors import InvalidInput

@@ -1,0 +1,237 @@
+"""The verbs and their options, as cyclopts reads them. Every body is elsewhere and loaded when its verb is run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+
+from mlinfra_prefect.cli.outcome import DONE, WRONG_INPUT, complain
+from mlinfra_prefect.version import __version__
+
+_HELP = """\
+Training infrastructure for Prefect flows that exists only while it is needed.
+
+MLINFRA_HOME (default ~/.mlinfra-prefect) names the home: what one home leases, another never sees.
+"""
+_EPILOGUE = """\
+Exit codes: 0 done; 1 it failed; 2 wrong input, nothing was created; 3 reap: something is stuck; 4 no capacity; \
+130 interrupted. exec: the command's own.
+
+Errors are one line on standard error; MLINFRA_DEBUG=1 adds where they come from.
+"""
+
+app = App(
+    name="mlinfra-prefect", help=_HELP, help_epilogue=_EPILOGUE, help_format="plaintext", version=__version__,
+    result_action="return_value", default_parameter=Parameter(negative=()),
+)  # fmt: skip
+
+Json = Annotated[bool, Parameter(name="--json", show_default=False)]
+"""JSON on standard output, with keys that stay (docs/cli.md)."""
+All = Annotated[bool, Parameter(name="--all", show_default=False)]
+Flag = Annotated[bool, Parameter(show_default=False)]
+NoWait = Annotated[bool, Parameter(name="--no-wait", show_default=False)]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class Overrides:
+    """Fields of the request; those given here replace those of the file."""
+
+    accelerator: Annotated[str | None, Parameter(help="What one node has: NAME[:COUNT] or cpu.")] = None
+    name: Annotated[str | None, Parameter(help="The lease's name.")] = None
+    environment: Annotated[str | None, Parameter(help="Whose caps and defaults hold.")] = None
+    platform: Annotated[str | None, Parameter(help="Where it is rented.")] = None
+    market: Annotated[str | None, Parameter(help="on-demand, spot or reserved.")] = None
+    max_minutes: Annotated[int | None, Parameter(help="The hard limit of its life.")] = None
+    max_usd: Annotated[float | None, Parameter(help="The budget over its whole life.")] = None
+    max_hourly_usd: Annotated[float | None, Parameter(help="Dearer offers are not taken.")] = None
+    grace_seconds: Annotated[float | None, Parameter(help="Between SIGTERM and SIGKILL of a training.")] = None
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields that were given."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def run(words: list[str]) -> int:
+    """Parse the words and run the verb; returns its exit code.
+
+    Raises:
+        MlinfraError: what the verb raises.
+    """
+    try:
+        code = app(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        verb = f" {words[0]}" if words and words[0] in app else ""
+        complain(f"{' '.join(str(error).split())} See: mlinfra-prefect{verb} --help")
+        return WRONG_INPUT
+    return code if isinstance(code, int) else DONE
+
+
+@app.command(sort_key=0)
+def demo(*, keep: Flag = False, as_json: Json = False) -> int:
+    """Train, serve and give back on this machine, with proof.
+
+    Args:
+        keep: Leave the endpoint serving for an hour.
+        as_json: Print one JSON document instead of tables.
+    """
+    from mlinfra_prefect.demo import run_demo
+
+    return run_demo(keep=keep, as_json=as_json)
+
+
+@app.command(sort_key=1)
+def plan(request: str, /, *, overrides: Overrides | None = None, as_json: Json = False) -> int:
+    """Show what would exist and what it costs; creates nothing.
+
+    Args:
+        request: A YAML file with the fields of a request, or an accelerator such as A100:8 or cpu.
+        overrides: Fields of the request.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import planning
+
+    return planning.plan(request, (overrides or Overrides()).given(), as_json=as_json)
+
+
+@app.command(sort_key=2)
+def up(request: str, /, *, overrides: Overrides | None = None, no_wait: NoWait = False, as_json: Json = False) -> int:
+    """Lease a node that lives until its release or deadline.
+
+    Args:
+        request: A YAML file with the fields of a request, or an accelerator such as A100:8 or cpu.
+        overrides: Fields of the request.
+        no_wait: Return as soon as the keeper has it.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import leasing
+
+    return leasing.up(request, (overrides or Overrides()).given(), wait=not no_wait, as_json=as_json)
+
+
+@app.command(sort_key=3)
+def release(record: str, /, *, no_wait: NoWait = False, as_json: Json = False) -> int:
+    """Give a lease or endpoint back and print the receipt.
+
+    What is gone already stays gone: that is no error.
+
+    Args:
+        record: The id of a lease or an endpoint, or an endpoint's name.
+        no_wait: Return as soon as its release has begun; the keeper goes on.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import leasing
+
+    return leasing.release(record, wait=not no_wait, as_json=as_json)
+
+
+@app.command(sort_key=4)
+def ps(*, everything: All = False, as_json: Json = False) -> int:
+    """List the leases and endpoints that there are.
+
+    Args:
+        everything: Also those that are released.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import listing
+
+    return listing.ps(everything=everything, as_json=as_json)
+
+
+@app.command(sort_key=5)
+def show(record: str, /, *, as_json: Json = False) -> int:
+    """Show one of them: record, attempts, history, receipt.
+
+    Args:
+        record: The id of a lease or an endpoint, or an endpoint's name.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import showing
+
+    return showing.show(record, as_json=as_json)
+
+
+@app.command(sort_key=6)
+def logs(
+    record: str, /, *, job: str | None = None, follow: Annotated[Flag, Parameter(name=["--follow", "-f"])] = False
+) -> int:
+    """Print the log of a lease's jobs or an endpoint's server.
+
+    Args:
+        record: The id of a lease or an endpoint, or an endpoint's name.
+        job: Only this job.
+        follow: Go on until the job has ended or the lease is released.
+    """
+    from mlinfra_prefect.cli import logs as reading
+
+    return reading.logs(record, job=job, follow=follow)
+
+
+@app.command(sort_key=7)
+def pull(what: str, destination: str, /, *, as_json: Json = False) -> int:
+    """Copy the files of an artifact, verified by sha256.
+
+    Args:
+        what: The id of an artifact, of a lease (all it made), or of an endpoint (what it serves).
+        destination: A directory; it is made when it is absent.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import pulling
+
+    return pulling.pull(what, destination, as_json=as_json)
+
+
+@app.command(name="exec", sort_key=8)
+def execute(lease: str, /, *command: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Run a command on the node: exec LEASE -- COMMAND...
+
+    Its output comes as it is written, and its exit code is the command's.
+
+    Args:
+        lease: The id of a lease.
+        command: The program and its arguments; no shell reads them.
+    """
+    from mlinfra_prefect.cli import executing
+
+    return executing.execute(lease, command)
+
+
+@app.command(sort_key=9)
+def reap(*, as_json: Json = False) -> int:
+    """Take over what nobody keeps any more.
+
+    It goes on under a new keeper, or is released: what its client and its deadline say.
+
+    Args:
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import reaping
+
+    return reaping.reap(as_json=as_json)
+
+
+@app.command(sort_key=10)
+def endpoints(*, everything: All = False, as_json: Json = False) -> int:
+    """List the endpoints with their versions.
+
+    Args:
+        everything: Also those that are released.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import listing
+
+    return listing.endpoints(everything=everything, as_json=as_json)
+
+
+@app.command(sort_key=11)
+def doctor(*, as_json: Json = False) -> int:
+    """Check this machine and say what to do next.
+
+    Args:
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import doctor as examining
+
+    return examining.doctor(as_json=as_json)

@@ -1,0 +1,109 @@
+"""What the listings say of each record: a few fields of it, under keys that stay (docs/cli.md).
+
+Standard library only, from the ledger's quick look: a script that asks for them every second should not pay for models.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any, TypedDict
+
+from mlinfra_prefect.agent.identity import boot, is_alive
+from mlinfra_prefect.ledger.listing import Row
+
+
+class Entry(TypedDict):
+    """One lease or endpoint in a listing. Moments are ISO 8601 in UTC; what a kind does not have is None."""
+
+    kind: str
+    id: str
+    name: str | None
+    state: str
+    reason: str
+    platform: str | None
+    environment: str | None
+    owner: dict[str, str | None]
+    generation: int | None
+    created_at: str | None
+    renewed_until: str | None
+    ready_at: str | None
+    deadline: str | None
+    expires_at: str | None
+    accelerator: str | None
+    url: str | None
+    client: dict[str, Any] | None
+    keeper: dict[str, Any] | None
+
+
+def entry(row: Row) -> Entry:
+    """Return what a listing says of one record; of an unreadable one, its state and why it cannot be read."""
+    values = row.values
+    request, url = _mapping(values.get("request")), values.get("url")
+    return Entry(
+        kind=row.kind,
+        id=row.id,
+        name=_text(values.get("name")),
+        state=row.state,
+        reason=f"this record cannot be read: {row.problem}" if row.problem else str(values.get("reason") or ""),
+        platform=_text(values.get("platform")),
+        environment=_text(values.get("environment")),
+        owner={name: _text(value) for name, value in _mapping(values.get("owner")).items()},
+        generation=values.get("generation"),
+        created_at=_text(values.get("created_at")),
+        renewed_until=_text(values.get("renewed_until")),
+        ready_at=_text(values.get("ready_at")),
+        deadline=_text(values.get("deadline")),
+        expires_at=_text(values.get("expires_at")),
+        accelerator=_text(request.get("accelerator")),
+        url=_text(url),
+        client=_holder(values.get("client"), "kind"),
+        keeper=_holder(values.get("keeper"), "place"),
+    )
+
+
+def served(row: Row) -> dict[str, Any]:
+    """Return what the listing of endpoints says of one, its versions included."""
+    kept = entry(row)
+    versions = [
+        {name: version.get(name) for name in ("version", "share", "state", "sha256")}
+        for version in row.values.get("versions", ())
+    ]
+    first = {"name": kept["name"], "url": kept["url"], "versions": versions}
+    rest = ("id", "state", "reason", "environment", "platform", "owner", "created_at", "expires_at")
+    return first | {name: kept[name] for name in rest}  # type: ignore[literal-required]
+
+
+def who(owner: Mapping[str, str | None]) -> str:
+    """Return the owner as one phrase, as `model.process.Owner` writes it."""
+    if not owner:
+        return "?"
+    run = owner.get("flow_run") or owner.get("flow")
+    return f"{owner.get('user')}@{owner.get('host')}" + (f" ({run})" if run else "")
+
+
+def _holder(found: Any, kind: str) -> dict[str, Any] | None:
+    """What a listing says of a client or keeper; `alive` is None for nobody, and where only another host can tell."""
+    if not isinstance(found, Mapping):
+        return None
+    process = _mapping(found.get("process"))
+    return {kind: found.get(kind), "pid": process.get("pid"), "host": process.get("host"), "alive": _alive(process)}
+
+
+def _alive(process: Mapping[str, Any]) -> bool | None:
+    pid, here = process.get("pid"), process.get("host") == socket.gethostname()
+    if not isinstance(pid, int):
+        return None
+    if process.get("boot") == boot() and (boot() or here):
+        return is_alive(pid, process.get("start_time"))
+    # The same host after another boot: gone for sure. Another host or PID namespace cannot be seen from here.
+    kernels = [str(each or "").partition("/")[0] for each in (process.get("boot"), boot())]
+    return False if here and all(kernels) and kernels[0] != kernels[1] else None
+
+
+def _mapping(found: Any) -> Mapping[str, Any]:
+    return found if isinstance(found, Mapping) else {}
+
+
+def _text(found: Any) -> str | None:
+    return None if found is None else str(found)

@@ -1,0 +1,139 @@
+"""``logs``: the whole log of what ran on a lease, or of an endpoint's server; while it lives, and after its release.
+
+The log moves when a lease is released: from the node's directory to ``logs`` beside it. A follower goes on there.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from mlinfra_prefect.cli.opening import meant, opened
+from mlinfra_prefect.cli.outcome import DONE, complain
+from mlinfra_prefect.errors import NotFound
+from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.model.lease import LeaseRecord, State
+
+POLL_SECONDS = 0.2
+LEDGER_SECONDS = 1.0
+CHUNK = 1 << 16
+ENDED = frozenset({"succeeded", "failed", "stopped"})
+
+
+@dataclass
+class Source:
+    """One log, where it lies now, and how far it has been printed."""
+
+    name: str
+    label: str
+    live: tuple[Path, ...]
+    kept: Path
+    offset: int = 0
+
+    def place(self) -> Path | None:
+        """Where the log is; None where nothing was written yet."""
+        return next((path for path in (*self.live, self.kept) if path.is_file()), None)
+
+
+def logs(wanted: str, *, job: str | None, follow: bool) -> int:
+    """Print logs to standard output as they are; with `follow` until the job has ended or the record is released.
+
+    Raises:
+        NotFound: no such record, or no such job on it.
+    """
+    context = opened()
+    record = meant(context, wanted)
+    printer = _Printer()
+    sources = {source.name: source for source in _sources(context, record)}
+    if job is not None and job not in sources and not follow:
+        raise NotFound(f"No job {job!r} ran on {record.id}.", f"There is: {', '.join(sources) or 'none'}.")
+    if not follow:
+        printer.several = len(sources) > 1 and job is None
+        for name, source in sources.items():
+            if job in {None, name}:
+                printer.print(source)
+        if not printer.printed:
+            complain(f"nothing has been logged by {record.id} yet", word="note:")
+        return DONE
+    _follow(context, record, job, sources, printer)
+    return DONE
+
+
+def _follow(
+    context: Context, record: KeptRecord, job: str | None, sources: dict[str, Source], printer: _Printer
+) -> None:
+    next_look = 0.0
+    while True:
+        # Whether it is over is read before the log, so that the last lines are printed and not missed.
+        if time.monotonic() >= next_look:
+            next_look = time.monotonic() + LEDGER_SECONDS
+            record = context.record(record.id)
+        over = record.state is State.RELEASED or (job is not None and _ended(context, record, job))
+        for source in _sources(context, record):
+            sources.setdefault(source.name, source).live = source.live
+        printer.several = job is None and len(sources) > 1
+        for name, source in sources.items():
+            if job in {None, name}:
+                printer.print(source)
+        if over:
+            return
+        time.sleep(POLL_SECONDS)
+
+
+def _sources(context: Context, record: KeptRecord) -> list[Source]:
+    kept = context.home.record_dir(record.id) / "logs"
+    nodes = [Path(attempt.node_dir) for attempt in reversed(record.attempts)]
+    if isinstance(record, LeaseRecord):
+        return [
+            Source(
+                note.job_id, note.label, tuple(node / "jobs" / note.job_id / "log.txt" for node in nodes),
+                kept / f"{note.job_id}.log.txt",
+            )
+            for note in record.jobs
+        ]  # fmt: skip
+    return [
+        Source(f"{each.number}", f"server {each.number}", (Path(each.node_dir) / "server.log",),
+               kept / f"{each.number}.server.log")
+        for each in record.attempts
+    ]  # fmt: skip
+
+
+def _ended(context: Context, record: KeptRecord, job: str) -> bool:
+    if not isinstance(record, LeaseRecord):
+        return False
+    if any(note.job_id == job and note.state in ENDED for note in record.jobs):
+        return True
+    attempt = record.attempt
+    status = context.platform(record.platform).node(attempt).status(job) if attempt else None
+    return status is not None and status.ended
+
+
+class _Printer:
+    """Copies logs to standard output byte by byte, with a line between them where there are several."""
+
+    def __init__(self) -> None:
+        self.several = False
+        self.printed = False
+        self._last: str | None = None
+
+    def print(self, source: Source) -> None:
+        path = source.place()
+        if path is None:
+            return
+        with path.open("rb") as stream:
+            stream.seek(source.offset)
+            while chunk := stream.read(CHUNK):
+                self._head(source)
+                sys.stdout.buffer.write(chunk)
+                source.offset += len(chunk)
+                self.printed = True
+        sys.stdout.buffer.flush()
+
+    def _head(self, source: Source) -> None:
+        if self.several and self._last != source.name:
+            text = f"==> {source.name} {source.label} <==\n"
+            sys.stdout.buffer.write(text.encode(errors="replace"))
+        self._last = source.name

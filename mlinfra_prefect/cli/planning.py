@@ -1,0 +1,66 @@
+"""``plan``: every offer with its price or why not, and what Terraform would do for the first that can be had."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mlinfra_prefect.cli.opening import opened
+from mlinfra_prefect.cli.outcome import DONE, code_of, complain, one_line
+from mlinfra_prefect.cli.screen import facts, plain, screen, table
+from mlinfra_prefect.errors import CapacityUnavailable
+from mlinfra_prefect.lifecycle.planning import admitted, make_plan
+from mlinfra_prefect.lifecycle.request_file import as_request
+from mlinfra_prefect.model.offer import Offer, Plan
+
+OFFER_KEYS = ("type", "region", "zones", "market", "usd_per_hour", "gpus", "skipped")
+
+
+def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
+    """Print the offers and the plan; without capacity the offers still say why, and the exit code is 4."""
+    context = opened()
+    request = admitted(context, as_request(given, overrides))
+    made: Plan | None = None
+    problem: CapacityUnavailable | None = None
+    try:
+        made = make_plan(context, request)
+        offers = made.offers
+    except CapacityUnavailable as error:
+        problem = error
+        offers = context.platform(request.platform or "local").offers(request)
+    if as_json:
+        print(json.dumps({
+            "offers": [offer.model_dump(mode="json", include=set(OFFER_KEYS)) for offer in offers],
+            "plan": made and made.model_dump(mode="json"),
+            "estimate_usd": made and made.estimate_usd,
+        }, indent=1))  # fmt: skip
+    else:
+        _show(offers, made)
+    if problem is not None:
+        complain(one_line(problem))
+        return code_of(problem)
+    return DONE
+
+
+def _show(offers: tuple[Offer, ...], made: Plan | None) -> None:
+    out = screen()
+    shown = table("TYPE", "REGION", "ZONES", "MARKET", "USD/H", "GPUS", "SKIPPED BECAUSE", fixed=("MARKET", "USD/H"))
+    for offer in offers:
+        taken = made is not None and offer == made.offer
+        style = "bold" if taken else ("dim" if offer.skipped else "")
+        cells = (offer.type, offer.region, ", ".join(offer.zones) or "any", offer.market,
+                 f"{offer.usd_per_hour:.2f}", offer.gpus, offer.skipped)  # fmt: skip
+        shown.add_row(*(plain(cell, style=style) for cell in cells))
+    out.print(shown)
+    if made is None:
+        return
+    out.print()
+    told = facts()
+    told.add_row("takes", plain(f"{made.offer.type} in {made.offer.region}, {made.request.accelerator}"))
+    told.add_row("environment", plain(f"{made.request.environment} on {made.platform}"))
+    told.add_row("creates", plain(", ".join(f"{each.address} ({each.action})" for each in made.resources)))
+    told.add_row("with", plain(f"{made.stack}, {made.engine}"))
+    told.add_row("for at most", plain(f"{made.max_minutes} minutes"))
+    told.add_row("at most", plain(f"{made.estimate_usd:.2f} USD"))
+    out.print(told)

@@ -1,0 +1,27 @@
+"""``reap``: one pass over what nobody keeps, for people, cron jobs and checks."""
+
+from __future__ import annotations
+
+import json
+
+from mlinfra_prefect.cli.outcome import DONE, STUCK
+from mlinfra_prefect.cli.screen import plain, screen, state_text, table
+from mlinfra_prefect.keeper import reap as reaper
+from mlinfra_prefect.lifecycle.context import Context
+
+
+def reap(*, as_json: bool) -> int:
+    """Run one pass; the exit code is 3 when something is stuck."""
+    found = reaper.reap(Context())
+    if as_json:
+        print(json.dumps(reaper.as_json(found), indent=1))
+    elif not (found.released or found.stuck or found.skipped):
+        print("Nothing to reap.")
+    else:
+        shown = table("ID", "", "BECAUSE", fixed=("ID", ""))
+        shown.columns[-1].overflow = "fold"
+        for word, findings in (("released", found.released), ("stuck", found.stuck), ("skipped", found.skipped)):
+            for each in findings:
+                shown.add_row(plain(each.id), state_text(word), plain(each.reason))
+        screen().print(shown)
+    return STUCK if found.stuck else DONE

@@ -1,0 +1,92 @@
+"""``python -m tests.benchmarks``: every line of the benchmarks from one run, as a table and as JSON.
+
+Bounded: under four minutes with the defaults on two quiet cores, under one with ``--quick``, which measures too little
+to be quoted and is there to prove that the benchmarks run. Never fails on time: a missed aim is a line in red.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from rich.console import Console
+
+from tests.benchmarks import leases, memory, starts
+from tests.benchmarks.lines import Line, show
+from tests.benchmarks.side_by_side import Effort
+
+Section = Callable[[], list[Line]]
+
+
+def sections(*, quick: bool) -> dict[str, Section]:
+    """What is measured, in order."""
+
+    def effort(rounds: int, seconds: float) -> Effort:
+        return Effort(2 if quick else rounds, 4.0 if quick else seconds)
+
+    found: dict[str, Section] = {
+        "imports": lambda: starts.imports(effort(8, 30)),
+        "ps": lambda: starts.listing(effort(20, 10)),
+    }
+    for name, engine in leases.engines().items():
+        found[f"lease-{name}"] = lambda name=name, engine=engine: leases.added(name, engine, effort(7, 30))  # type: ignore[misc]
+    found["flow"] = lambda: leases.in_a_flow(effort(5, 0))
+    found["ended"] = lambda: leases.ended(effort(7, 20))
+    found["lost"] = lambda: leases.lost(effort(7, 20))
+    found["watcher"] = lambda: memory.watcher(5 if quick else 50, 15 if quick else 60)
+    return found
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two rounds of everything")
+    parser.add_argument("--only", nargs="+", metavar="SECTION", help="only these sections")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write every single measurement")
+    arguments = parser.parse_args()
+    chosen = sections(quick=arguments.quick)
+    if unknown := set(arguments.only or ()) - set(chosen):
+        parser.error(f"no such section: {', '.join(sorted(unknown))}; there are: {', '.join(chosen)}")
+    lines: list[Line] = []
+    spent: dict[str, float] = {}
+    for name, section in chosen.items():
+        if arguments.only and name not in arguments.only:
+            continue
+        began = time.monotonic()
+        lines += section()
+        spent[name] = time.monotonic() - began
+        sys.stderr.write(f"{name}: measured in {spent[name]:.0f} s\n")
+    # Where nobody looks at a terminal, numbers are kept whole instead of being folded into 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(
+        f"{machine()}; {sum(spent.values()):.0f} s in all{'; --quick: not to be quoted' if arguments.quick else ''}"
+    )
+    show(lines, console)
+    if arguments.json:
+        told = {
+            "machine": machine(),
+            "quick": arguments.quick,
+            "seconds": spent,
+            "lines": [line.as_json() for line in lines],
+        }
+        arguments.json.write_text(json.dumps(told, indent=1) + "\n")
+    return 0
+
+
+def machine() -> str:
+    """What it was measured on."""
+    return (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}, "
+        f"Python {platform.python_version()}, Prefect {metadata.version('prefect')}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
