@@ -16,7 +16,17 @@ if TYPE_CHECKING:
     from mlinfra_prefect.integration.gpu import gpu
     from mlinfra_prefect.integration.infra import Infra
     from mlinfra_prefect.integration.lease import lease
-    from mlinfra_prefect.integration.phases import attach, current, deploy, evaluate, plan, provision, release, train
+    from mlinfra_prefect.integration.phases import (
+        adeploy,
+        attach,
+        current,
+        deploy,
+        evaluate,
+        plan,
+        provision,
+        release,
+        train,
+    )
     from mlinfra_prefect.model.artifact import ModelArtifact
     from mlinfra_prefect.model.offer import Plan
     from mlinfra_prefect.model.receipt import Receipt
@@ -29,7 +39,8 @@ _HOMES = {
     "Infra": "integration.infra",
     "lease": "integration.lease",
     **dict.fromkeys(
-        ("attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"), "integration.phases"
+        ("adeploy", "attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"),
+        "integration.phases",
     ),
     "ModelArtifact": "model.artifact",
     "Plan": "model.offer",
@@ -39,8 +50,8 @@ _HOMES = {
 
 __all__ = [
     "Endpoint", "Infra", "ModelArtifact", "Plan", "Receipt", "ServingRequest", "TrainingJob", "TrainingRequest",
-    "__version__", "attach", "current", "deploy", "evaluate", "gpu", "lease", "node", "plan", "provision", "release",
-    "train",
+    "__version__", "adeploy", "attach", "current", "deploy", "evaluate", "gpu", "lease", "node", "plan", "provision",
+    "release", "train",
 ]  # fmt: skip
 
 

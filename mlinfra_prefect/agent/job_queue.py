@@ -1,5 +1,7 @@
 """The jobs of one node: in order of arrival, one at a time, each under a launcher of its own.
 
+A job that says ``beside`` runs at once, next to the others: a look at a running training must not wait for its end.
+
 A job *is* its directory. It arrives by an atomic rename, so whoever sees ``job.json`` sees a complete job.
 """
 
@@ -42,8 +44,9 @@ class JobQueue:
         self._root = spec.node_dir / JOBS
         self._states: dict[str, str] = {}
         self._waiting: list[str] = []
-        self._running: tuple[str, subprocess.Popen[bytes]] | None = None
-        self._seen: tuple[int, int] | None = None
+        self._beside: set[str] = set()
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._seen: dict[str, tuple[int, int]] = {}
 
     def states(self) -> dict[str, str]:
         """The state of every job."""
@@ -60,11 +63,11 @@ class JobQueue:
                 self._close(job_id, FAILED, "the agent that ran this job died")
 
     def step(self) -> None:
-        """Take in new jobs, follow the running one, start the next."""
+        """Take in new jobs, follow the running ones, start the next."""
         for job_id in self._new():
             self._accept(job_id)
-        if self._running is not None:
-            self._follow(*self._running)
+        for job_id, launcher in list(self._running.items()):
+            self._follow(job_id, launcher)
         order = read_stop(self._spec.node_dir)
         for job_id in list(self._waiting):
             if order is not None:
@@ -73,23 +76,27 @@ class JobQueue:
             elif read_stop(self._root / job_id) is not None:
                 self._waiting.remove(job_id)
                 self._close(job_id, STOPPED, "the job was told to stop before it started")
-        if self._running is None and self._waiting:
-            self._start(self._waiting.pop(0))
+        for job_id in list(self._waiting):
+            if job_id in self._beside or not self._running.keys() - self._beside:
+                self._waiting.remove(job_id)
+                self._start(job_id)
 
     def end(self, reason: str, grace: float) -> None:
         """End every job: SIGTERM to the launcher (which ends its training), ``grace`` seconds, SIGKILL to all."""
         for job_id in self._waiting:
             self._close(job_id, STOPPED, reason)
         self._waiting.clear()
-        if self._running is None:
-            return
-        job_id, launcher = self._running
-        # The launcher first: it needs most of the grace for its own SIGTERM to the training.
-        groups.end(launcher, grace)
-        status = read_status(self._root / job_id)
-        if status is not None and status.pid is not None:
-            groups.kill(status.pid, status.start_time)
-        self._settle(job_id, STOPPED, reason)
+        until = time.monotonic() + grace
+        for launcher in self._running.values():
+            with contextlib.suppress(ProcessLookupError):
+                launcher.terminate()
+        for job_id, launcher in list(self._running.items()):
+            # The launcher first: it needs most of the grace for its own SIGTERM to the training.
+            groups.end(launcher, max(0.0, until - time.monotonic()))
+            status = read_status(self._root / job_id)
+            if status is not None and status.pid is not None:
+                groups.kill(status.pid, status.start_time)
+            self._settle(job_id, STOPPED, reason)
 
     def _new(self) -> list[str]:
         try:
@@ -105,24 +112,24 @@ class JobQueue:
 
     def _accept(self, job_id: str) -> None:
         job_dir = self._root / job_id
-        problem = self._problem(job_id)
-        if problem is not None:
-            self._close(job_id, FAILED, problem)
+        try:
+            job = self._read(job_id)
+        except SpecError as error:
+            self._close(job_id, FAILED, str(error))
             return
+        if job.beside:
+            self._beside.add(job_id)
         self._states[job_id] = QUEUED
         self._waiting.append(job_id)
         JobStatus(queued_at=time.time()).write(job_dir)
 
-    def _problem(self, job_id: str) -> str | None:
-        try:
-            job = JobSpec.from_payload(read_json(self._root / job_id / JOB))
-        except SpecError as error:
-            return str(error)
+    def _read(self, job_id: str) -> JobSpec:
+        job = JobSpec.from_payload(read_json(self._root / job_id / JOB))
         if job.job_id != job_id:
-            return f"job: 'job_id' is {job.job_id!r}, but the directory is {job_id!r}"
+            raise SpecError(f"job: 'job_id' is {job.job_id!r}, but the directory is {job_id!r}")
         if (job.lease_id, job.attempt) != (self._spec.lease_id, self._spec.attempt):
-            return f"job: it is for lease {job.lease_id!r}, attempt {job.attempt}, not for this node"
-        return None
+            raise SpecError(f"job: it is for lease {job.lease_id!r}, attempt {job.attempt}, not for this node")
+        return job
 
     def _start(self, job_id: str) -> None:
         argv = [
@@ -137,16 +144,16 @@ class JobQueue:
         except OSError as error:
             self._close(job_id, FAILED, f"the launcher cannot be started: {error}")
             return
-        self._running, self._seen = (job_id, launcher), None
+        self._running[job_id] = launcher
 
     def _follow(self, job_id: str, launcher: subprocess.Popen[bytes]) -> None:
         code = launcher.poll()
         with contextlib.suppress(FileNotFoundError):
             found = (self._root / job_id / STATUS).stat()
             seen = (found.st_ino, found.st_mtime_ns)
-            if seen != self._seen:
+            if seen != self._seen.get(job_id):
                 status = read_status(self._root / job_id)
-                self._seen = seen
+                self._seen[job_id] = seen
                 # "Finished" is said only once the launcher is gone as well: then nothing of the job runs any more.
                 if status is not None and (code is not None or not status.final):
                     self._states[job_id] = status.state
@@ -158,7 +165,7 @@ class JobQueue:
 
     def _settle(self, job_id: str, state: str, reason: str) -> None:
         """The launcher is gone: take its word, or say what happened."""
-        self._running = None
+        self._running.pop(job_id, None)
         status = read_status(self._root / job_id)
         if status is not None and status.final:
             self._states[job_id] = status.state

@@ -128,6 +128,7 @@ class CheckpointRef:
 class JobSpec:
     """One training: what to call, with what, and what is expected of it. Times in seconds.
 
+    ``beside``: whether it runs at once, next to the others, instead of after them.
     ``inherit``: whether an environment made for ``requirements`` also sees the packages of the flow's interpreter.
     """
 
@@ -152,6 +153,7 @@ class JobSpec:
     expects: Expects = "result"
     check_metrics: bool = True
     inherit: bool = True
+    beside: bool = False
 
     @classmethod
     def from_payload(cls, payload: object) -> JobSpec:
@@ -180,6 +182,7 @@ class JobSpec:
             expects=fields.choice("expects", ("result", "model", "none"), "result"),
             check_metrics=fields.take("check_metrics", bool, True),
             inherit=fields.take("inherit", bool, True),
+            beside=fields.take("beside", bool, False),
         )
         fields.finish()
         check_variables(job.secrets, "job: secrets")

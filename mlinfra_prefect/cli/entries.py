@@ -21,6 +21,7 @@ class Entry(TypedDict):
     name: str | None
     state: str
     reason: str
+    unreadable: bool
     platform: str | None
     environment: str | None
     owner: dict[str, str | None]
@@ -46,6 +47,7 @@ def entry(row: Row) -> Entry:
         name=_text(values.get("name")),
         state=row.state,
         reason=f"this record cannot be read: {row.problem}" if row.problem else str(values.get("reason") or ""),
+        unreadable=bool(row.problem),
         platform=_text(values.get("platform")),
         environment=_text(values.get("environment")),
         owner={name: _text(value) for name, value in _mapping(values.get("owner")).items()},
@@ -74,12 +76,12 @@ def served(row: Row) -> dict[str, Any]:
     return first | {name: kept[name] for name in rest}  # type: ignore[literal-required]
 
 
-def who(owner: Mapping[str, str | None]) -> str:
-    """Return the owner as one phrase, as `model.process.Owner` writes it."""
+def who(owner: Mapping[str, str | None], *, run: bool = True) -> str:
+    """Return the owner as one phrase, as `model.process.Owner` writes it; without the run where there is no room."""
     if not owner:
         return "?"
-    run = owner.get("flow_run") or owner.get("flow")
-    return f"{owner.get('user')}@{owner.get('host')}" + (f" ({run})" if run else "")
+    told = (owner.get("flow_run") or owner.get("flow")) if run else None
+    return f"{owner.get('user')}@{owner.get('host')}" + (f" ({told})" if told else "")
 
 
 def _holder(found: Any, kind: str) -> dict[str, Any] | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import sys
 
+from mlinfra_prefect.cli.logs import Printer, Source
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE, complain
 from mlinfra_prefect.errors import InvalidInput, LeaseLost, MlinfraError, NodeError, NotFound, TrainingStopped
@@ -40,11 +40,12 @@ def execute(lease: str, command: tuple[str, ...]) -> int:
     node = context.platform(record.platform).node(attempt)
     # Work is known by what it is, so that a retried flow picks it up again. Every exec is a new piece of work.
     work = Work(
-        label=as_line(shlex.join(command)), command=command, code_hash=digest("exec", minted()), expects="none"
+        label=as_line(shlex.join(command)), command=command, code_hash=digest("exec", minted()), expects="none", beside=True
     )  # fmt: skip
     jobs: list[str] = []
+    output = _Output(node, jobs)
     try:
-        done = run_job(context, record.id, work, used=set(), on_progress=_print, on_job=jobs.append)
+        done = run_job(context, record.id, work, used=set(), on_progress=output.copy, on_job=jobs.append)
     except KeyboardInterrupt:
         _end(context, record.id, node, work, jobs)
         raise
@@ -53,15 +54,28 @@ def execute(lease: str, command: tuple[str, ...]) -> int:
         if code is None:
             raise
         return code
+    finally:
+        output.copy()
     if done.artifact is not None:
-        complain(f"artifact {done.artifact.id} holds what the command wrote", word="note:")
+        complain(f"artifact {done.artifact.id} holds what the command wrote", word="note")
     return int(done.value or DONE)
 
 
-def _print(news: Progress) -> None:
-    if news.log or not (news.message or news.metrics or news.fraction is not None):
-        sys.stdout.write(news.log + "\n")
-        sys.stdout.flush()
+class _Output:
+    """Copies what the command wrote, byte by byte: news come by the line, without progress bars and the last piece."""
+
+    def __init__(self, node: Node, jobs: list[str]) -> None:
+        self._node, self._jobs = node, jobs
+        self._source: Source | None = None
+        self._printer = Printer()
+
+    def copy(self, _: Progress | None = None) -> None:
+        """Copy what is new to standard output."""
+        if self._source is None and self._jobs:
+            path = self._node.file(self._jobs[-1], "log.txt")
+            self._source = Source(self._jobs[-1], "", (path,), path)
+        if self._source is not None:
+            self._printer.print(self._source)
 
 
 def _exit_code(node: Node, jobs: list[str]) -> int | None:
@@ -76,7 +90,7 @@ def _end(context: Context, lease_id: str, node: Node, work: Work, jobs: list[str
     """End the command on the node and wait until it has; the same work again is the same job."""
     if not jobs or node.status(jobs[-1]) is None:
         return
-    complain("ending the command on the node", word="interrupted:")
+    complain("ending the command on the node", word="interrupted")
     node.stop(jobs[-1], grace_seconds=GRACE_SECONDS)
     try:
         run_job(context, lease_id, work, used=set())

@@ -41,7 +41,7 @@ def up(given: str, overrides: Mapping[str, Any], *, wait: bool, as_json: bool) -
             with _busy(f"{asked.id}: provisioning {asked.request.accelerator} on {asked.platform}"):
                 record = keeper.wait_ready(context, asked.id)
     except KeyboardInterrupt:
-        complain(f"giving {asked.id} back; a second Ctrl-C leaves that to the keeper", word="interrupted:")
+        complain(f"giving {asked.id} back; a second Ctrl-C leaves that to the keeper", word="interrupted")
         keeper.release(context, asked.id, reason="interrupted while it was provisioned", drain=False)
         keeper.wait_released(context, asked.id, timeout=RELEASE_WAIT_SECONDS)
         raise

@@ -11,6 +11,7 @@ from mlinfra_prefect.ledger.listing import rows
 from mlinfra_prefect.model.home import Home
 
 if TYPE_CHECKING:
+    from rich.table import Table
     from rich.text import Text
 
 
@@ -40,55 +41,63 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
     if not found:
         print(f"Nothing is served in {home.root}.")
         return DONE
-    from mlinfra_prefect.cli.screen import left, plain, screen, state_text, table
+    from mlinfra_prefect.cli.screen import cell, left, screen, state_text, table
 
-    shown = table("NAME", "STATE", "URL", "VERSION", "SHARE", "EXPIRES IN", "OWNER")
+    shown = table("NAME", "STATE", "URL", "VERSION", "SHARE", "EXPIRES IN", "OWNER", whole=("NAME", "URL", "STATE"))
     for row in found:
         kept = entry(row)
         for version in served(row)["versions"] or [{}]:
             shown.add_row(
-                plain(kept["name"]), state_text(kept["state"]), plain(kept["url"]),
-                plain(f"{version.get('version')} {version.get('state')}" if version else None),
-                plain(f"{version.get('share')} %" if version else None),
-                left(kept["expires_at"], never="never"), plain(who(kept["owner"])),
+                cell(kept["name"]), state_text(kept["state"]), cell(kept["url"]),
+                cell(f"{version.get('version')} {version.get('state')}" if version else None),
+                cell(f"{version.get('share')} %" if version else None),
+                left(kept["expires_at"], never="never"), cell(who(kept["owner"])),
             )  # fmt: skip
     screen().print(shown)
     return DONE
 
 
 def _show(entries: list[Entry]) -> None:
-    from mlinfra_prefect.cli.screen import WIDE, age, left, plain, screen, state_text, table
+    from mlinfra_prefect.cli.screen import WIDE, screen
 
     out = screen()
     wide = out.width >= WIDE
-    heads = ("ID", "KIND", "STATE", "NAME", "ENDS IN", "OWNER")
-    shown = table(*heads, *(("ENV", "WHAT", "AGE", "KEEPER") if wide else ()), fixed=("ID", "STATE", "ENDS IN"))
+    for kind, more in (("lease", ("ENV", "ON", "AGE", "KEEPER")), ("endpoint", ("ENV", "URL", "AGE"))):
+        listed = [each for each in entries if each["kind"] == kind]
+        if listed:
+            out.print(_table(kind, listed, more if wide else ()))
     for each in entries:
-        ends = left(each["deadline"] or each["expires_at"], never="never" if each["kind"] == "endpoint" else "?")
-        cells = [
-            plain(each["id"]), plain(each["kind"]), state_text(each["state"]), plain(each["name"]),
-            plain("") if each["state"] == "released" else ends, plain(who(each["owner"])),
-        ]  # fmt: skip
-        if wide:
-            what = each["accelerator"] or each["url"]
-            cells += [plain(each["environment"]), plain(what), age(each["created_at"]), _keeper(each)]
-        shown.add_row(*cells)
-    out.print(shown)
-    for each in entries:
-        if each["state"] == "stuck" or each["reason"].startswith("this record cannot be read"):
-            out.print(f"{each['id']} {each['reason']}", style="red", markup=False, overflow="fold")
+        if each["state"] == "stuck" or each["unreadable"]:
+            out.print(f"{each['id']} {each['reason']}", style="red", markup=False)
         elif not wide and each["url"] and each["state"] != "released":
-            out.print(f"{each['name']} answers at {each['url']}", markup=False, overflow="fold")
+            out.print(f"{each['name']} answers at {each['url']}", markup=False)
     if any(each["state"] == "stuck" for each in entries):
-        out.print("The keeper retries what is stuck for ever; `mlinfra-prefect show ID` tells what stands in its way.")
+        out.print("What is stuck is retried for ever; `mlinfra-prefect show ID` tells what stands in its way.")
+
+
+def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
+    from mlinfra_prefect.cli.screen import age, cell, left, state_text, table
+
+    shown = table(kind.upper(), "STATE", "ENDS IN", "NAME", "OWNER", *more, whole=(kind.upper(), "STATE", "ENDS IN"))
+    for each in listed:
+        ends = left(each["deadline"] or each["expires_at"], never="never" if kind == "endpoint" else "")
+        known = {
+            "ENV": cell(each["environment"]), "ON": cell(each["accelerator"]), "URL": cell(each["url"]),
+            "AGE": age(each["created_at"]), "KEEPER": _keeper(each),
+        }  # fmt: skip
+        shown.add_row(
+            cell(each["id"]), state_text(each["state"]), cell("") if each["state"] == "released" else ends,
+            cell(each["name"]), cell(who(each["owner"], run=bool(more))), *(known[name] for name in more),
+        )  # fmt: skip
+    return shown
 
 
 def _keeper(each: Entry) -> Text:
     from rich.text import Text
 
     keeper = each["keeper"]
-    if each["state"] == "released" or (each["kind"] == "endpoint" and each["state"] == "ready"):
-        return Text("")  # a ready endpoint is kept by its own grant, and what is released by nobody
+    if each["state"] == "released":
+        return Text("")
     if keeper is None:
         return Text("none yet", style="dim")
     if keeper["alive"] is None:

@@ -46,7 +46,7 @@ def logs(wanted: str, *, job: str | None, follow: bool) -> int:
     """
     context = opened()
     record = meant(context, wanted)
-    printer = _Printer()
+    printer = Printer()
     sources = {source.name: source for source in _sources(context, record)}
     if job is not None and job not in sources and not follow:
         raise NotFound(f"No job {job!r} ran on {record.id}.", f"There is: {', '.join(sources) or 'none'}.")
@@ -56,14 +56,14 @@ def logs(wanted: str, *, job: str | None, follow: bool) -> int:
             if job in {None, name}:
                 printer.print(source)
         if not printer.printed:
-            complain(f"nothing has been logged by {record.id} yet", word="note:")
+            complain(f"nothing has been logged by {record.id} yet", word="note")
         return DONE
     _follow(context, record, job, sources, printer)
     return DONE
 
 
 def _follow(
-    context: Context, record: KeptRecord, job: str | None, sources: dict[str, Source], printer: _Printer
+    context: Context, record: KeptRecord, job: str | None, sources: dict[str, Source], printer: Printer
 ) -> None:
     next_look = 0.0
     while True:
@@ -111,13 +111,14 @@ def _ended(context: Context, record: KeptRecord, job: str) -> bool:
     return status is not None and status.ended
 
 
-class _Printer:
+class Printer:
     """Copies logs to standard output byte by byte, with a line between them where there are several."""
 
     def __init__(self) -> None:
         self.several = False
         self.printed = False
         self._last: str | None = None
+        self._unfinished = False
 
     def print(self, source: Source) -> None:
         path = source.place()
@@ -128,12 +129,13 @@ class _Printer:
             while chunk := stream.read(CHUNK):
                 self._head(source)
                 sys.stdout.buffer.write(chunk)
+                self._unfinished = not chunk.endswith(b"\n")
                 source.offset += len(chunk)
                 self.printed = True
         sys.stdout.buffer.flush()
 
     def _head(self, source: Source) -> None:
         if self.several and self._last != source.name:
-            text = f"==> {source.name} {source.label} <==\n"
+            text = f"{chr(10) if self._unfinished else ''}==> {source.name} {source.label} <==\n"
             sys.stdout.buffer.write(text.encode(errors="replace"))
         self._last = source.name

@@ -45,7 +45,17 @@ def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
 
 def _show(offers: tuple[Offer, ...], made: Plan | None) -> None:
     out = screen()
-    shown = table("TYPE", "REGION", "ZONES", "MARKET", "USD/H", "GPUS", "SKIPPED BECAUSE", fixed=("MARKET", "USD/H"))
+    shown = table(
+        "TYPE",
+        "REGION",
+        "ZONES",
+        "MARKET",
+        "USD/H",
+        "GPUS",
+        "SKIPPED BECAUSE",
+        whole=("MARKET", "USD/H", "GPUS"),
+        folded=("SKIPPED BECAUSE",),
+    )
     for offer in offers:
         taken = made is not None and offer == made.offer
         style = "bold" if taken else ("dim" if offer.skipped else "")

@@ -18,8 +18,7 @@ def reap(*, as_json: bool) -> int:
     elif not (found.released or found.stuck or found.skipped):
         print("Nothing to reap.")
     else:
-        shown = table("ID", "", "BECAUSE", fixed=("ID", ""))
-        shown.columns[-1].overflow = "fold"
+        shown = table("ID", "", "BECAUSE", whole=("ID", ""), folded=("BECAUSE",))
         for word, findings in (("released", found.released), ("stuck", found.stuck), ("skipped", found.skipped)):
             for each in findings:
                 shown.add_row(plain(each.id), state_text(word), plain(each.reason))

@@ -19,6 +19,8 @@ WIDE = 120
 """From this many columns on, tables show what is nice to know as well."""
 PIPED_COLUMNS = 200
 """Into a pipe or a file nothing is cut to a terminal's width, unless ``COLUMNS`` says so."""
+_SHORTEST = 4
+_COARSE_MINUTES = 10
 
 _STYLES = {
     "requested": "yellow", "provisioning": "yellow", "ready": "green", "releasing": "magenta", "stuck": "bold red",
@@ -33,13 +35,19 @@ def screen(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, width=PIPED_COLUMNS if piped else None, highlight=False, emoji=False)
 
 
-def table(*heads: str, fixed: Sequence[str] = (), title: str | None = None) -> Table:
-    """Return an empty table without rules; the columns named in `fixed` are never cut."""
-    columns = [Column(head, no_wrap=head in fixed, overflow="fold" if head in fixed else "ellipsis") for head in heads]
-    return Table(
-        *columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", title=title,
-        title_justify="left", title_style="bold",
-    )  # fmt: skip
+def table(*heads: str, whole: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:
+    """Return an empty table without rules.
+
+    Args:
+        *heads: of its columns.
+        whole: those that are never cut. The others get shorter where the screen is narrow.
+        folded: of the others, those that go on in the next line instead of being cut.
+    """
+    columns = [
+        Column(head, no_wrap=head in whole, overflow="fold" if head in folded else "ellipsis", min_width=_SHORTEST)
+        for head in heads
+    ]
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
 
 
 def facts() -> Table:
@@ -56,13 +64,20 @@ def plain(value: object, *, style: str = "") -> Text:
     return Text("".join(each if each.isprintable() else " " for each in text), style=style)
 
 
+def cell(value: object, *, style: str = "") -> Text:
+    """Return a value as one line of a table, cut where there is no room for it."""
+    text = plain(value, style=style)
+    text.no_wrap, text.overflow = True, "ellipsis"
+    return text
+
+
 def state_text(state: str) -> Text:
     """Return a state in its colour."""
-    return plain(state, style=_STYLES.get(state, ""))
+    return cell(state, style=_STYLES.get(state, ""))
 
 
 def span(seconds: float) -> str:
-    """Return a duration as people say it: ``42s``, ``5m 03s``, ``2h 05m``, ``3d 04h``."""
+    """Return a duration as people say it: ``42s``, ``5m 03s``, ``42m``, ``2h 05m``, ``3d 04h``."""
     whole = int(abs(seconds))
     minutes, rest = divmod(whole, 60)
     hours, minutes_left = divmod(minutes, 60)
@@ -71,20 +86,22 @@ def span(seconds: float) -> str:
         return f"{days}d {hours_left:02d}h"
     if hours:
         return f"{hours}h {minutes_left:02d}m"
+    if minutes >= _COARSE_MINUTES:
+        return f"{minutes}m"
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
 def left(moment: str | None, *, never: str) -> Text:
     """Return how long it is until a moment (ISO 8601); `never` where there is none."""
     if moment is None:
-        return plain(never)
+        return cell(never)
     seconds = (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
-    return plain(span(seconds)) if seconds > 0 else plain(f"{span(seconds)} over", style="bold red")
+    return cell(span(seconds)) if seconds > 0 else cell(f"past {span(seconds)}", style="bold red")
 
 
 def age(moment: str | None) -> Text:
     """Return how long ago a moment (ISO 8601) was."""
-    return plain("" if moment is None else span((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
+    return cell("" if moment is None else span((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
 
 
 def clock(moment: datetime | None) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.receipts import receipt_facts
-from mlinfra_prefect.cli.screen import WIDE, clock, facts, plain, screen, span, state_text, table
+from mlinfra_prefect.cli.screen import WIDE, cell, clock, facts, plain, screen, span, state_text, table
 from mlinfra_prefect.keeper.desk import is_provably_dead
 from mlinfra_prefect.ledger import KeptRecord, Transition
 from mlinfra_prefect.local.process import is_here
@@ -95,47 +95,43 @@ def _process(process: ProcessIdentity) -> str:
 
 
 def _attempts(record: KeptRecord) -> Table:
-    shown = table("#", "STATE", "OFFER", "UP", "ENGINE", "RESOURCES", fixed=("#", "STATE", "UP"))
+    shown = table("#", "STATE", "OFFER", "UP", "ENGINE", "RESOURCES", whole=("#", "STATE", "UP"))
     for each in record.attempts:
         up = ""
         if each.up_at is not None:
             up = span(((each.gone_at or datetime.now(UTC)) - each.up_at).total_seconds())
         shown.add_row(
-            plain(each.number), state_text(each.state), plain(f"{each.offer.type} in {each.offer.region}"),
-            plain(up), plain(each.engine), plain(", ".join(each.resources)),
+            cell(each.number), state_text(each.state), cell(f"{each.offer.type} in {each.offer.region}"),
+            cell(up), cell(each.engine), cell(", ".join(each.resources)),
         )  # fmt: skip
     return shown
 
 
 def _jobs(record: LeaseRecord) -> Table:
-    shown = table("JOB", "STATE", "TOOK", "ARTIFACT", "WHAT", fixed=("JOB", "STATE", "ARTIFACT"))
+    shown = table("JOB", "STATE", "TOOK", "ARTIFACT", "WHAT", whole=("JOB", "STATE", "ARTIFACT"))
     for job in record.jobs:
         took = (
             f"{(job.finished_at - job.started_at).total_seconds():.1f}s" if job.started_at and job.finished_at else ""
         )
-        shown.add_row(plain(job.job_id), state_text(job.state), plain(took), plain(job.artifact_id), plain(job.label))
+        shown.add_row(cell(job.job_id), state_text(job.state), cell(took), cell(job.artifact_id), cell(job.label))
     return shown
 
 
 def _versions(record: EndpointRecord) -> Table:
-    shown = table("#", "SHARE", "STATE", "ARTIFACT", "SHA256", fixed=("#", "SHARE", "STATE", "ARTIFACT"))
+    shown = table("#", "SHARE", "STATE", "ARTIFACT", "SHA256", whole=("#", "SHARE", "STATE", "ARTIFACT"))
     for each in record.versions:
         cells = (each.version, f"{each.share} %", each.state, each.artifact.id, each.sha256)
-        shown.add_row(*map(plain, cells))
+        shown.add_row(*map(cell, cells))
     return shown
 
 
 def _history(history: list[Transition], *, wide: bool) -> Table:
-    shown = table(
-        *(("TIME", "GEN", "STATE", "ACTOR") if wide else ("TIME", "STATE")),
-        "REASON",
-        fixed=("TIME", "GEN", "STATE", "REASON"),
-    )
-    shown.columns[-1].no_wrap = False
+    heads = ("TIME", "GEN", "STATE", "ACTOR") if wide else ("TIME", "STATE")
+    shown = table(*heads, "REASON", whole=heads, folded=("REASON",))
     for line in history:
-        cells = [plain(f"{line.time:%m-%d %H:%M:%S}"), state_text(line.state), plain(line.reason)]
+        cells = [cell(f"{line.time:%m-%d %H:%M:%S}"), state_text(line.state), plain(line.reason)]
         if wide:
-            cells[1:1] = [plain(line.generation)]
-            cells[3:3] = [plain(line.actor)]
+            cells[1:1] = [cell(line.generation)]
+            cells[3:3] = [cell(line.actor)]
         shown.add_row(*cells)
     return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlinfra_prefect.keeper.client import release, wait_released
@@ -24,11 +25,15 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"Endpoint({self.name!r}, {self.url!r})"
 
+    def __reduce__(self) -> tuple[Callable[[str], Endpoint], tuple[str]]:
+        # To another process of this host, and into a stored result, it goes as its id.
+        return _found, (self.id,)
+
     @property
     def record(self) -> EndpointRecord:
         """Its record as it stands in the ledger now."""
         found = self._context.record(self.id)
-        assert isinstance(found, EndpointRecord)  # noqa: S101 (made from an endpoint's id only)
+        assert isinstance(found, EndpointRecord)
         return found
 
     @property
@@ -53,3 +58,9 @@ class Endpoint:
         """Give it back and return the receipt; a safe no-op when it is gone."""
         release(self._context, self.id, reason="released", drain=False)
         return wait_released(self._context, self.id, timeout=timeout)
+
+
+def _found(endpoint_id: str) -> Endpoint:
+    from mlinfra_prefect.integration.phases import context
+
+    return Endpoint(context(), endpoint_id)

@@ -1,7 +1,7 @@
 """``@gpu(...)``: the body of a task runs on a leased node, one lease per call, gone when the call returns.
 
-It goes over or under ``@task`` and leaves a Task a Task: ``.map``, ``.submit``, retries and caching work, and a cache hit
-provisions nothing, because Prefect answers it before our wrapper is called.
+It goes over or under ``@task`` and leaves a Task a Task: ``.map``, ``.submit``, retries and caching work, and a cache
+hit provisions nothing, because Prefect answers it before our wrapper is called.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from prefect.context import FlowRunContext, TaskRunContext
 from prefect.flows import Flow
 from prefect.tasks import Task
 
 from mlinfra_prefect.errors import UnsupportedHere
-from mlinfra_prefect.integration import phases
+from mlinfra_prefect.integration import phases, runs
 from mlinfra_prefect.integration.lease import lease
 from mlinfra_prefect.integration.work import Options, callable_work, on_node
 from mlinfra_prefect.lifecycle.request_file import as_request
+from mlinfra_prefect.lifecycle.training import Work
 from mlinfra_prefect.model.request import TrainingRequest
 
 P = ParamSpec("P")
@@ -59,6 +59,8 @@ def gpu(
         InvalidInput: at decoration: the request or an option is wrong.
         UnsupportedHere: at decoration: on a flow or a generator.
     """
+    if on_node():
+        return _as_it_is
     wanted = as_request(request, overrides)
     options = Options(
         inputs=dict(inputs or {}), secrets=dict(secrets or {}), requirements=tuple(requirements), resume=resume,
@@ -82,40 +84,39 @@ def gpu(
     return decorate
 
 
+def _as_it_is(target: F) -> F:
+    return target
+
+
 def _wrapped(function: Callable[P, R], request: TrainingRequest, options: Options, key: str | None) -> Callable[P, R]:
     if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
         raise UnsupportedHere(
             f"{function.__name__}: @gpu cannot run a generator: a node returns one result.", "Return a list, or a Path."
         )
 
-    def call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
+        runs.refuse_elsewhere()
         _refuse_flow_body(function)
-        work = callable_work(phases.context(), function, args, kwargs, options)
-        with lease(request, key=key) as infra:
-            return infra.run_work(work).value
+        return callable_work(phases.context(), function, args, kwargs, options)
 
     if inspect.iscoroutinefunction(function):
 
         @functools.wraps(function)
         async def waits(*args: P.args, **kwargs: P.kwargs) -> Any:
-            if on_node():
-                return await function(*args, **kwargs)
-            _refuse_flow_body(function)
-            work = await asyncio.to_thread(callable_work, phases.context(), function, args, kwargs, options)
+            work = await asyncio.to_thread(prepared, args, kwargs)
             async with lease(request, key=key) as infra:
-                return (await asyncio.to_thread(infra.run_work_started, work)).value
+                return (await asyncio.to_thread(infra.run_work, work)).value
 
         wrapper: Any = waits
     else:
 
         @functools.wraps(function)
-        def runs(*args: P.args, **kwargs: P.kwargs) -> R:
-            if on_node():
-                return function(*args, **kwargs)
-            result: R = call(args, kwargs)
-            return result
+        def holds(*args: P.args, **kwargs: P.kwargs) -> Any:
+            work = prepared(args, kwargs)
+            with lease(request, key=key) as infra:
+                return infra.run_work(work).value
 
-        wrapper = runs
+        wrapper = holds
     wrapper.__mlinfra_callable__ = function
     found: Callable[P, R] = wrapper
     return found
@@ -123,8 +124,8 @@ def _wrapped(function: Callable[P, R], request: TrainingRequest, options: Option
 
 def _refuse_flow_body(function: Callable[..., Any]) -> None:
     """``@flow`` over ``@gpu`` would send a flow's body to a node; only seen when it is called."""
-    flow = FlowRunContext.get()
-    body = getattr(flow.flow, "fn", None) if flow is not None and TaskRunContext.get() is None else None
+    place = runs.here()
+    body = getattr(place.flow.flow, "fn", None) if place.flow is not None and place.task is None else None
     if body is not None and getattr(body, "__mlinfra_callable__", None) is function:
         raise UnsupportedHere(
             f"{function.__name__}: @gpu stands under @flow, so the flow's own body would run on the node.",

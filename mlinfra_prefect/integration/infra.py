@@ -52,7 +52,9 @@ class Infra:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Detach: the lease lives on."""
 
     @property
@@ -86,8 +88,10 @@ class Infra:
         return self
 
     def with_options(self, **options: Any) -> Infra:
-        """Return a handle of the same lease whose work gets options: ``inputs``, ``secrets``, ``requirements``,
-        ``resume``, ``grace_seconds``, ``progress_timeout_minutes``, ``by_value``.
+        """Return a handle of the same lease whose work gets options.
+
+        They are ``inputs``, ``secrets``, ``requirements``, ``resume``, ``grace_seconds``, ``progress_timeout_minutes``
+        and ``by_value``.
 
         Raises:
             InvalidInput: an unknown or wrong option.

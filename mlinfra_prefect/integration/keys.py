@@ -86,7 +86,9 @@ def ticket(name: str, explicit: str | None) -> Ticket:
             where, counted = "", (tries, name, "", "flow")
         calls = known.calls.setdefault(counted, _Calls())
         if explicit is not None and calls.open_by:
-            raise LeaseAmbiguous(f"key: {explicit!r} is in use by another open lease {name!r} of this run.", "Pass another.")
+            raise LeaseAmbiguous(
+                f"key: {explicit!r} is in use by another open lease {name!r} of this run.", "Pass another."
+            )
         if any(other != me for other in calls.open_by.values()):
             raise LeaseAmbiguous(
                 f"Two concurrent calls ask for lease {name!r} in the same run, and nothing tells them apart.",

@@ -11,6 +11,7 @@ import asyncio
 import functools
 import inspect
 import logging
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -18,10 +19,13 @@ from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from prefect.flows import Flow
+from prefect.tasks import Task
 
 from mlinfra_prefect.errors import MlinfraError, UnsupportedHere
 from mlinfra_prefect.integration import phases, runs
+from mlinfra_prefect.integration.asking import Asking
 from mlinfra_prefect.integration.infra import Infra
+from mlinfra_prefect.integration.keys import ticket
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.integration.work import on_node
 from mlinfra_prefect.keeper import client as keeper
@@ -36,7 +40,7 @@ PARAMETER = "infra"
 
 
 class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
-    """Lease infrastructure for a block: ``with lease("A100:8") as infra``, ``async with``, or a decorator under ``@flow``.
+    """Lease infrastructure: ``with lease("A100:8") as infra``, ``async with``, or a decorator under ``@flow``.
 
     Args:
         request: an accelerator (``"A100:8"``, ``"cpu"``), a `TrainingRequest`, or the path of a YAML file.
@@ -61,82 +65,99 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         key: str | None = None,
         **overrides: Any,
     ) -> None:
-        self._request = as_request(request, overrides)
+        # A node imports the flow's module: the file of a request need not be there.
+        self._request = TrainingRequest() if on_node() else as_request(request, overrides)
         self._wait = wait
         self._key = key
-        self._ticket: runs.Ticket | None = None
+        self._asking: Asking | None = None
         self._infra: Infra | None = None
 
     # --- as a block --------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Infra:
         self._begin()
-        return self._obtain()
+        infra = self._obtain()
+        infra.block.bind()
+        return infra
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end(error)
 
     async def __aenter__(self) -> Infra:
-        self._begin()
-        obtaining = asyncio.ensure_future(asyncio.to_thread(self._obtain))
+        asking = self._begin()
         try:
-            return await asyncio.shield(obtaining)
+            infra = await asyncio.to_thread(self._obtain)
         except asyncio.CancelledError:
-            # The thread cannot be stopped: what it obtains is given back as soon as it has its id.
-            obtaining.add_done_callback(self._give_back_late)
+            # The thread cannot be stopped, but it notices that what it waits for is going.
+            asking.give_up(phases.context())
+            self._over()
             raise
+        infra.block.bind()
+        return infra
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        asking = self._asking
+        if asking is None:
+            return
         if error is not None and not isinstance(error, Exception):
-            self._end(error)
-        else:
+            asking.give_up(phases.context())
+            if not isinstance(error, asyncio.CancelledError):  # this process is dying: no time for another thread
+                self._end(error)
+                return
+        try:
             await asyncio.to_thread(self._end, error)
+        except asyncio.CancelledError:
+            asking.give_up(phases.context())
+            raise
 
-    def _begin(self) -> None:
-        if self._infra is not None:
+    def _begin(self) -> Asking:
+        runs.refuse_elsewhere()
+        if self._asking is not None:
             raise UnsupportedHere("This lease(...) is in use already; make a new one for each block.")
-        self._ticket = runs.ticket(self._request.name, self._key)
+        self._asking = Asking(self._request, ticket(self._request.name, self._key), wait=self._wait)
+        self.receipt = None
+        return self._asking
+
+    def _over(self) -> None:
+        asking, self._asking, self._infra = self._asking, None, None
+        if asking is not None:
+            asking.ticket.close()
 
     def _obtain(self) -> Infra:
-        assert self._ticket is not None  # noqa: S101 (_begin made it)
+        assert self._asking is not None
         try:
-            infra: Infra = phases.phase(phases.provision_for_lease, self._request, self._ticket, self._wait)
+            self._infra = phases.phase(phases.provision_for_lease, self._asking)
         except BaseException:
-            self._ticket.close()
+            self._over()
             raise
-        infra.bind_to_block()
-        self._infra = infra
-        return infra
-
-    def _give_back_late(self, obtaining: asyncio.Future[Infra]) -> None:
-        if not obtaining.cancelled() and obtaining.exception() is None:
-            phases.quietly_released(phases.context(), obtaining.result().id, "its block was cancelled")
+        return self._infra
 
     def _end(self, error: BaseException | None) -> None:
-        infra, ticket = self._infra, self._ticket
-        if infra is None or ticket is None:
+        infra = self._infra
+        if infra is None:
             return
-        self._infra = None
         try:
             if error is None:
                 try:
                     infra.close_block()
                 except BaseException as own:
-                    self._give_back(infra, f"its block ended with {type(own).__name__}", own)
+                    self._give_back(infra, own)
                     raise
-                self._give_back(infra, "its block ended", None)
-                return
-            infra.close()
-            self._give_back(infra, f"its block ended with {type(error).__name__}", error)
+            else:
+                infra.block.close()
+            self._give_back(infra, error)
         finally:
-            ticket.close()
+            self._over()
             keeper.CLIENT.let_go(infra.id)
 
-    def _give_back(self, infra: Infra, why: str, error: BaseException | None) -> None:
+    def _give_back(self, infra: Infra, error: BaseException | None) -> None:
         """Mark first, with nothing of Prefect in the way; then wait for the receipt where there is time to."""
         here = phases.context()
+        why = "its block ended" if error is None else f"its block ended with {type(error).__name__}"
         with suppress(MlinfraError):
             keeper.release(here, infra.id, reason=why)
         dying = error is not None and not isinstance(error, Exception)
@@ -149,7 +170,9 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
                 raise
             say(f"lease {infra.id}: {problem}", level=logging.ERROR)
         except Exception as problem:  # noqa: BLE001 (Prefect's API may be away; the keeper releases all the same)
-            logging.getLogger("mlinfra_prefect").warning("the release of %s goes on without Prefect: %s", infra.id, problem)
+            logging.getLogger("mlinfra_prefect").warning(
+                "the release of %s goes on without Prefect: %s", infra.id, problem
+            )
             if error is None:
                 self.receipt = keeper.wait_released(here, infra.id, timeout=phases.RELEASE_WAIT_SECONDS)
 
@@ -161,23 +184,36 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         Raises:
             UnsupportedHere: it stands over ``@flow`` or ``@task``, or the function has no parameter ``infra``.
         """
-        if isinstance(function, Flow) or hasattr(function, "task_key"):
-            raise UnsupportedHere("@lease goes under @flow: write @flow first, then @lease(...), then the function.")
+        if isinstance(function, Flow | Task):
+            over = "@flow" if isinstance(function, Flow) else "@task"
+            raise UnsupportedHere(f"@lease goes under {over}: write {over} first, then @lease(...), then the function.")
         signature = inspect.signature(function)
-        if PARAMETER not in signature.parameters:
+        found = signature.parameters.get(PARAMETER)
+        if found is None or found.kind in {found.VAR_POSITIONAL, found.VAR_KEYWORD}:
             raise UnsupportedHere(f"{function.__name__}: a function under @lease takes a parameter named 'infra'.")
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise UnsupportedHere(f"{function.__name__}: @lease cannot hold a lease open for a generator.")
 
+        if on_node():
+            return function  # type: ignore[return-value]
+        shown = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != PARAMETER])
+
         def fresh() -> lease:
             return lease(self._request, wait=self._wait, key=self._key)
+
+        def with_infra(infra: Infra, args: tuple[Any, ...], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+            given = {**shown.bind(*args, **kwargs).arguments, PARAMETER: infra}
+            return inspect.BoundArguments(
+                signature, OrderedDict((n, given[n]) for n in signature.parameters if n in given)
+            )
 
         if inspect.iscoroutinefunction(function):
 
             @functools.wraps(function)
             async def waits(*args: Any, **kwargs: Any) -> Any:
                 async with fresh() as infra:
-                    return await function(*_with_infra(shown, args), **{PARAMETER: infra}, **_named(shown, args, kwargs))
+                    call = with_infra(infra, args, kwargs)
+                    return await function(*call.args, **call.kwargs)
 
             wrapper: Any = waits
         else:
@@ -185,24 +221,11 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
             @functools.wraps(function)
             def holds(*args: Any, **kwargs: Any) -> Any:
                 with fresh() as infra:
-                    return function(*_with_infra(shown, args), **{PARAMETER: infra}, **_named(shown, args, kwargs))  # type: ignore[call-arg]
+                    call = with_infra(infra, args, kwargs)
+                    return function(*call.args, **call.kwargs)
 
             wrapper = holds
-        shown = signature.replace(parameters=[p for n, p in signature.parameters.items() if n != PARAMETER])
         wrapper.__signature__ = shown
         wrapper.__annotations__ = {n: a for n, a in function.__annotations__.items() if n != PARAMETER}
-        if on_node():
-            return function  # type: ignore[return-value]
         decorated: Callable[P, R] = wrapper
         return decorated
-
-
-def _with_infra(shown: inspect.Signature, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Positional arguments that have no name to be passed by (``*args`` of the function itself)."""
-    named = [p for p in shown.parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    return args[len(named) :]
-
-
-def _named(shown: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [p.name for p in shown.parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}]
-    return {**dict(zip(names, args, strict=False)), **kwargs}

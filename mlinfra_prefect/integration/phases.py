@@ -9,29 +9,30 @@ None of them is cached, persisted or retried by Prefect: a cached handle would b
 
 from __future__ import annotations
 
+import asyncio
 import math
+import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
-from mlinfra_prefect.errors import BadMetrics, EndpointNotReady, InvalidInput, MlinfraError, NotFound
+from mlinfra_prefect.errors import BadMetrics, InvalidInput, NotFound
 from mlinfra_prefect.integration import runs
+from mlinfra_prefect.integration.asking import Asking, Deploying, obtain, serve
 from mlinfra_prefect.integration.endpoint import Endpoint
-from mlinfra_prefect.integration.infra import Infra
+from mlinfra_prefect.integration.infra import Infra, model_of
+from mlinfra_prefect.integration.keys import ticket
+from mlinfra_prefect.integration.run_end import run_end
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.integration.work import callable_work, code_of, job_work
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.desk import is_provably_dead
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.leasing import ask
 from mlinfra_prefect.lifecycle.planning import make_plan
 from mlinfra_prefect.lifecycle.request_file import as_request
-from mlinfra_prefect.lifecycle.serving import ask_to_serve
 from mlinfra_prefect.lifecycle.training import Outcome, Work
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.home import Home
@@ -42,46 +43,29 @@ from mlinfra_prefect.model.record import parsed
 from mlinfra_prefect.model.request import ServingRequest, TrainingJob, TrainingRequest
 
 RELEASE_WAIT_SECONDS = 900.0
+P = ParamSpec("P")
+R = TypeVar("R")
 RequestLike = str | Path | TrainingRequest | Mapping[str, Any]
-_contexts: dict[Home, Context] = {}
+_contexts: dict[tuple[Home, int], Context] = {}
 
 
 def context() -> Context:
-    """The context of the home that ``MLINFRA_HOME`` names now."""
+    """The context of the home that ``MLINFRA_HOME`` names now; a forked child gets its own."""
     home = Home.from_environment()
-    if home not in _contexts:
-        _contexts[home] = Context(home)
-    return _contexts[home]
+    key = (home, os.getpid())
+    if key not in _contexts:
+        _contexts[key] = Context(home)
+    return _contexts[key]
 
 
-def phase(kind: Task[..., Any], *args: Any, **kwargs: Any) -> Any:
+def phase(kind: Task[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Run a phase as a task inside a Prefect run, and as a plain function outside of one."""
-    return kind(*args, **kwargs) if runs.in_run() else kind.fn(*args, **kwargs)
+    call: Callable[P, R] = kind if runs.in_run() else kind.fn
+    return call(*args, **kwargs)
 
 
-def _phase(name: str) -> Callable[[Callable[..., Any]], Any]:
+def _phase(name: str) -> Callable[[Callable[P, R]], Task[P, R]]:
     return task(name=name, cache_policy=NO_CACHE, persist_result=False, retries=0)
-
-
-def obtain(request: TrainingRequest, ticket: runs.Ticket, *, wait: bool) -> Infra:
-    """Ask for a lease, give it to the keeper, and wait for it if that is wanted."""
-    here = context()
-    asked = ask(
-        here, request, key=ticket.key, owner=runs.owner(), client=runs.client(), is_dead=is_provably_dead
-    )
-    keeper.entrust(here, asked.record, ended=runs.ended())
-    infra = Infra(here, asked.record.id)
-    say(f"lease {infra.id}: {'adopted' if asked.adopted else 'asked for'} {request.accelerator}")
-    if wait:
-        try:
-            record = keeper.wait_ready(here, infra.id)
-        except BaseException:
-            with suppress(MlinfraError):
-                keeper.release(here, infra.id, reason="the client stopped waiting for it", drain=False)
-            raise
-        seconds = (record.ready_at - record.created_at).total_seconds() if record.ready_at else 0.0
-        say(f"lease {infra.id}: ready after {seconds:.2f} s")
-    return infra
 
 
 @_phase("plan")
@@ -112,18 +96,19 @@ def provision(request: RequestLike, *, wait: bool = True, key: str | None = None
         InvalidInput, CapacityUnavailable, BudgetExceeded, QuotaExceeded: nothing was created.
         LeaseHeld, LeaseAmbiguous: another live runner has this very lease.
     """
+    runs.refuse_elsewhere()
     wanted = as_request(request, overrides)
-    ticket = runs.ticket(wanted.name, key)
+    asking = Asking(wanted, ticket(wanted.name, key), wait=wait)
     try:
-        return obtain(wanted, ticket, wait=wait)
+        return obtain(context(), asking)
     finally:
-        ticket.close()
+        asking.ticket.close()
 
 
 @_phase("provision")
-def provision_for_lease(request: TrainingRequest, ticket: runs.Ticket, wait: bool) -> Infra:  # noqa: FBT001
+def provision_for_lease(asking: Asking) -> Infra:
     """The same for `lease`, whose key was made where the block stands."""
-    return obtain(request, ticket, wait=wait)
+    return obtain(context(), asking)
 
 
 @_phase("train")
@@ -134,16 +119,14 @@ def train_work(infra: Infra, work: Work) -> Outcome:
 
 def run_phase(infra: Infra, work: Work) -> Outcome:
     """Run prepared work as the `train` phase, named after what runs."""
-    if not runs.in_run():
-        return infra.follow(work)
-    found: Outcome = train_work.with_options(task_run_name=f"train {work.label}".replace("{", "(").replace("}", ")"))(
-        infra, work
-    )
-    return found
+    name = f"train {work.label}".replace("{", "(").replace("}", ")")
+    return phase(train_work.with_options(task_run_name=name), infra, work)
 
 
 @_phase("train")
-def train(infra: Infra, job: TrainingJob | Callable[..., Any] | Mapping[str, Any], *args: Any, **kwargs: Any) -> ModelArtifact:
+def train(
+    infra: Infra, job: TrainingJob | Callable[..., Any] | Mapping[str, Any], *args: Any, **kwargs: Any
+) -> ModelArtifact:
     """Run a training on a lease and return its model: stored, verified, with its lineage.
 
     Args:
@@ -157,12 +140,12 @@ def train(infra: Infra, job: TrainingJob | Callable[..., Any] | Mapping[str, Any
     """
     here = context()
     if callable(job):
-        work = callable_work(here, job, args, kwargs, infra._options, model=True)  # noqa: SLF001 (one module in two files)
+        work = callable_work(here, job, args, kwargs, infra.options, model=True)
+    elif args or kwargs:
+        raise InvalidInput("args", "go with a function only", "Put them into the job's params.")
     else:
         work = job_work(here, job if isinstance(job, TrainingJob) else parsed(TrainingJob, dict(job), prefix="job"))
-    artifact = infra.follow(work).artifact
-    if artifact is None:
-        raise InvalidInput("job", "left no model")
+    artifact = model_of(infra.follow(work), work)
     shown = ", ".join(f"{name}={value:.4g}" for name, value in artifact.metrics.items())
     say(f"artifact {artifact.id}: {len(artifact.files)} file(s) {shown}".rstrip())
     return artifact
@@ -175,7 +158,7 @@ def evaluate(infra: Infra, function: Callable[..., Mapping[str, float]], *args: 
     Raises:
         BadMetrics: a value is NaN, infinite or no number, or it returned no mapping.
     """
-    value = infra.follow(callable_work(context(), function, args, kwargs, infra._options)).value  # noqa: SLF001
+    value = infra.follow(callable_work(context(), function, args, kwargs, infra.options)).value
     if not isinstance(value, Mapping) or not value:
         raise BadMetrics(f"evaluate: the function returned {type(value).__name__}, not a mapping of metrics.")
     for name, number in value.items():
@@ -208,7 +191,34 @@ def deploy(
         EndpointNotReady: the server did not become ready; everything started for it is given back.
         InvalidInput, ArtifactCorrupted: as said, nothing was created.
     """
-    here = context()
+    return serve(context(), Deploying(_serving(model, serving, overrides), model, canary))
+
+
+@_phase("deploy")
+def deploy_noticed(deploying: Deploying) -> Endpoint:
+    """The same for `adeploy`, which may be cancelled."""
+    return serve(context(), deploying)
+
+
+async def adeploy(
+    model: ModelArtifact,
+    *,
+    serving: str | ServingRequest | Mapping[str, Any],
+    canary: object = None,
+    **overrides: Any,
+) -> Endpoint:
+    """Like `deploy`, without blocking the event loop. Cancelled, what was started for it is given back."""
+    deploying = Deploying(_serving(model, serving, overrides), model, canary)
+    try:
+        return await asyncio.to_thread(phase, deploy_noticed, deploying)
+    except asyncio.CancelledError:
+        deploying.give_up(context())
+        raise
+
+
+def _serving(
+    model: ModelArtifact, serving: str | ServingRequest | Mapping[str, Any], overrides: Mapping[str, Any]
+) -> ServingRequest:
     if not isinstance(model, ModelArtifact):
         raise InvalidInput("model", f"is a {type(model).__name__}, not a ModelArtifact", "Pass what `train` returned.")
     if isinstance(serving, ServingRequest):
@@ -217,19 +227,7 @@ def deploy(
         wanted = parsed(ServingRequest, dict(serving), prefix="serving")
     else:
         wanted = parsed(ServingRequest, {"name": serving, "environment": model.environment}, prefix="serving")
-    wanted = wanted.merged(overrides) if overrides else wanted
-    record = ask_to_serve(here, model, wanted, owner=runs.owner(), client=runs.client(), canary=canary)
-    keeper.entrust(here, record, ended=runs.ended())
-    say(f"endpoint {record.name} ({record.id}): deploying {model.id} at {record.url}")
-    try:
-        keeper.wait_ready(here, record.id)
-    except BaseException:
-        with suppress(MlinfraError):
-            keeper.release(here, record.id, reason="the client stopped waiting for it", drain=False)
-        raise
-    keeper.CLIENT.let_go(record.id)
-    say(f"endpoint {record.name}: ready at {record.url}")
-    return Endpoint(here, record.id)
+    return wanted.merged(overrides) if overrides else wanted
 
 
 @_phase("release")
@@ -263,6 +261,9 @@ def attach(lease_id: str) -> Infra:
     record = here.lease(lease_id)
     if not record.live:
         raise keeper.why(record)
+    if runs.is_client(record.client) and record.id not in keeper.CLIENT.held():
+        # It was asked for in a child process of this one: the child's handle came here, so it is held from here on.
+        keeper.CLIENT.hold(here, record.id, run_end())
     return Infra(here, record.id)
 
 
@@ -281,12 +282,4 @@ def current(name: str, *, environment: str = "dev") -> ModelArtifact | None:
     return here.artifacts.read(record.versions[-1].artifact.id)
 
 
-def quietly_released(here: Context, lease_id: str, why: str) -> None:
-    """Begin a release where nothing may raise or log through Prefect: a dying run (RELIABILITY 5)."""
-    with suppress(MlinfraError):
-        keeper.release(here, lease_id, reason=why)
-
-
-__all__ = [
-    "EndpointNotReady", "attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train",
-]  # fmt: skip
+__all__ = ["adeploy", "attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"]

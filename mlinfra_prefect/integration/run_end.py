@@ -60,8 +60,10 @@ class RunEnd:
 
 
 def _has_left(state: State | None, *, paused: bool = True) -> bool:
-    """Whether a run in this state runs here no more. The engine's object says `paused` only when its try was given up;
-    for the server a run that waits for input in this process is paused as well.
+    """Whether a run in this state runs here no more.
+
+    The engine's object says `paused` only when its try was given up; for the server, a run that waits for input in this
+    process is paused as well.
     """
     if state is None:
         return False

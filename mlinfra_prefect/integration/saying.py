@@ -10,11 +10,13 @@ import collections
 import logging
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from prefect.logging import get_run_logger
 from rich.console import Console
+from rich.markup import escape
 from rich.status import Status
 
 from mlinfra_prefect.integration.runs import in_run
@@ -22,6 +24,8 @@ from mlinfra_prefect.lifecycle.training import Progress
 
 LINES_PER_MINUTE = 60
 LAST_LINES = 200
+LINE_LENGTH = 2000
+"""Characters of one line that go into Prefect, which drops messages that are too large."""
 
 
 def say(message: str, *, level: int = logging.INFO) -> None:
@@ -31,37 +35,50 @@ def say(message: str, *, level: int = logging.INFO) -> None:
 
 
 class Reporter:
-    """Tells the progress of one job as it comes."""
+    """Tells the progress of one job as it comes.
 
-    def __init__(self, label: str) -> None:
+    Args:
+        label: what runs, for people.
+        logger: where lines go; the run's by default, nowhere outside of a run.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self, label: str, *, logger: logging.Logger | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._label = label
-        self._logger: Any = get_run_logger() if in_run() else None
+        self._clock = clock
+        self._logger: Any = logger or (get_run_logger() if in_run() else None)
         self._status: Status | None = None
-        self._window = time.monotonic()
-        self._in_window = 0
+        self._said: collections.deque[float] = collections.deque(maxlen=LINES_PER_MINUTE)
         self._held_back = 0
         self._last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._metrics: dict[str, float] = {}
         self._fraction: float | None = None
 
-    def __enter__(self) -> Reporter:
+    def __enter__(self) -> Self:
         if self._logger is None and sys.stderr.isatty():
             self._status = Console(stderr=True).status(f"{self._label}: waiting for the node")
             self._status.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._status is not None:
             self._status.stop()
-        if self._logger is not None and self._held_back:
-            self._logger.info("%s: %d more lines are in the whole log", self._label, self._held_back)
-        if isinstance(error, Exception) and self._held_back and self._logger is not None:
+        dying = error is not None and not isinstance(error, Exception)
+        if self._logger is None or not self._held_back or dying:
+            return  # a line of a dying run can end the process (RELIABILITY 5), and its lease is to be given back first
+        self._logger.info("%s: %d more lines are in the whole log", self._label, self._held_back)
+        if error is not None:
             self._logger.error("the last %d lines of %s:\n%s", len(self._last), self._label, "\n".join(self._last))
 
     def __call__(self, news: Progress) -> None:
         """Take one piece of news."""
         if news.log:
-            self._line(news.log)
+            # What a progress bar overwrote was never meant to be read.
+            self._line(news.log.rstrip("\r").rsplit("\r", 1)[-1])
         if news.metrics:
             self._metrics |= news.metrics
         if news.fraction is not None:
@@ -69,7 +86,7 @@ class Reporter:
         if news.fraction is not None or news.metrics or news.message:
             text = self._summary(news.message)
             if self._status is not None:
-                self._status.update(text)
+                self._status.update(escape(text))
             elif self._logger is not None:
                 self._limited(text)
 
@@ -81,16 +98,15 @@ class Reporter:
         return "  ".join([*parts, message] if message else parts)
 
     def _line(self, text: str) -> None:
+        text = text if len(text) <= LINE_LENGTH else f"{text[:LINE_LENGTH]}…"
         self._last.append(text)
         if self._logger is not None:
             self._limited(text)
 
     def _limited(self, text: str) -> None:
-        now = time.monotonic()
-        if now - self._window > 60:
-            self._window, self._in_window = now, 0
-        if self._in_window >= LINES_PER_MINUTE:
+        now = self._clock()
+        if len(self._said) == LINES_PER_MINUTE and now - self._said[0] < 60:
             self._held_back += 1
             return
-        self._in_window += 1
+        self._said.append(now)
         self._logger.info("%s", text)

@@ -34,7 +34,7 @@ class Started(Future[R]):
 
 
 class Block:
-    """What all handles of one lease in this process share: what was started through it, and whether its block is open."""
+    """What all handles of one lease in this process share: what was started, and whether its block is open."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,7 +86,7 @@ class Block:
             return self._foreign
 
     def settle(self) -> tuple[list[BaseException], int]:
-        """Wait for all that was started, then `close`. Returns what was raised and not asked for, and `close`'s number."""
+        """Wait for what was started, then `close`. Returns what was raised and not asked for, and `close`'s number."""
         while True:
             with self._lock:
                 running = [future for future in self._started if not future.done()]
@@ -99,4 +99,6 @@ class Block:
 
     def _check(self, lease_id: str) -> None:
         if self._closed:
-            raise LeaseLost(f"The block of lease {lease_id} has ended, so nothing more can run on it.", "Ask for a new lease.")
+            raise LeaseLost(
+                f"The block of lease {lease_id} has ended, so nothing more can run on it.", "Ask for a new lease."
+            )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import platform
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -20,7 +19,18 @@ from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.record import parsed
 from mlinfra_prefect.model.request import TrainingJob, resume_key
 
-_VERSIONED = ("numpy", "scikit-learn", "scipy", "skops", "torch", "safetensors", "pandas", "pyarrow", "xgboost", "lightgbm")
+_VERSIONED = (
+    "numpy",
+    "scikit-learn",
+    "scipy",
+    "skops",
+    "torch",
+    "safetensors",
+    "pandas",
+    "pyarrow",
+    "xgboost",
+    "lightgbm",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,7 @@ def callable_work(
     if prepared.package is not None:
         archive = write_archive(prepared.package, context.home.cache / "code")
     reference = prepared.reference
-    assert reference is not None  # noqa: S101 (a callable always has one)
+    assert reference is not None
     return Work(
         label=reference.text,
         callable={
@@ -168,17 +178,30 @@ def refuse_secrets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """
     from pydantic import SecretBytes, SecretStr
 
-    named = [*((f"argument {n + 1}", v) for n, v in enumerate(args)), *kwargs.items()]
-    for name, value in named:
-        is_block = type(value).__module__.startswith("prefect.") and type(value).__name__ == "Secret"
-        if isinstance(value, SecretStr | SecretBytes) or is_block:
-            raise InvalidInput(
-                name, "is a secret, and arguments are stored in files", "Pass it by reference: secrets={'NAME': 'env:NAME'}."
-            )
+    for name, value in [*((f"argument {n + 1}", v) for n, v in enumerate(args)), *kwargs.items()]:
+        for item in _within(value):
+            is_block = type(item).__module__.startswith("prefect.") and type(item).__name__ == "Secret"
+            if is_block or isinstance(item, SecretStr | SecretBytes):
+                raise InvalidInput(
+                    name,
+                    "is a secret, and arguments are stored in files",
+                    "Pass it by reference: secrets={'NAME': 'env:NAME'}.",
+                )
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """A value and what its containers hold; what hides deeper has no codec, and is refused for that."""
+    yield value
+    if isinstance(value, list | tuple | set | frozenset | dict):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _within(item)
 
 
 def _params(
-    plain: Callable[..., Any] | None, signature: inspect.Signature | None, args: Sequence[Any], kwargs: Mapping[str, Any]
+    plain: Callable[..., Any] | None,
+    signature: inspect.Signature | None,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The arguments that are JSON, by name: MLINFRA_PARAMS, the lineage, and what resume keys are filled from."""
     known = inspect.signature(plain) if plain else signature
@@ -222,8 +245,3 @@ def _sha256(path: Path) -> str:
 def on_node() -> bool:
     """Whether this process is a training on a node: there, our decorators step aside."""
     return os.environ.get("MLINFRA_ON_NODE") == "1"
-
-
-def interpreter() -> str:
-    """The interpreter that a preinstalled environment means: the flow's own."""
-    return sys.executable

@@ -65,6 +65,7 @@ class Work:
     grace_seconds: float | None = None
     progress_timeout_seconds: float | None = None
     expects: str = "result"
+    beside: bool = False
     annotation: Any = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -250,6 +251,7 @@ def _submitted(
         "env": {},
         "expects": work.expects,
         "check_metrics": True,
+        "beside": work.beside,
     }
     _note_job(context, record, JobNote(job_id=job_id, label=work.label[:500], state="submitted"))
     with node.submitted(job_id, staged, job, secrets):

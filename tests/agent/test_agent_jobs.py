@@ -100,6 +100,20 @@ def test_jobs_run_one_at_a_time_in_order_of_arrival(node: NodeUnderTest) -> None
     assert one.finished_at <= two.started_at
 
 
+def test_a_job_beside_runs_at_once_and_is_ended_with_the_others(node: NodeUnderTest) -> None:
+    """A look at a running training does not wait for its end; the grant's end is the end of both."""
+    node.start()
+    first = node.shell("sleep 60", "z-first")
+    node.running(first)
+    assert node.wait(node.shell("true", "b-look", beside=True)).state == "succeeded"
+    long_look = node.shell("sleep 60", "c-look", beside=True)
+    node.running(long_look)
+    queued = node.shell("true", "d-queued")
+    wait_until(lambda: node.state()["jobs"].get("d-queued") == "queued")
+    node.grant.unlink()
+    assert {node.wait(job).state for job in (first, long_look, queued)} == {"stopped"}
+
+
 @pytest.mark.parametrize(
     ("function", "error_type", "message", "builtin", "args"),
     [
