@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from prefect import flow
-from prefect.states import Completed, State
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
 from mlinfra_prefect import deploy, evaluate, lease, plan, release
 from mlinfra_prefect.flows.digits import score_digits, split, train_digits

@@ -19,11 +19,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str]) -> int:
-    # The listing that scripts ask for most goes without the parser: it would cost more than the listing itself.
-    if words[:1] == ["ps"] and set(words[1:]) <= {"--json", "--all"}:
-        from mlinfra_prefect.cli.listing import ps
+    # The listings that scripts ask for again and again go without the parser: it would cost more than the listing.
+    if words[:1] in (["ps"], ["endpoints"]) and set(words[1:]) <= {"--json", "--all"}:
+        from mlinfra_prefect.cli import listing
 
-        return ps(everything="--all" in words, as_json="--json" in words)
+        verb = listing.ps if words[0] == "ps" else listing.endpoints
+        return verb(everything="--all" in words, as_json="--json" in words)
     from mlinfra_prefect.cli.app import run
 
     return run(words)

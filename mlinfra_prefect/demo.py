@@ -48,7 +48,10 @@ def run_demo(*, keep: bool = False, as_json: bool = False) -> int:
         console.print("The first run installs the server's environment (KServe), which takes a minute.", style="dim")
     from mlinfra_prefect.flows.model_lifecycle import model_lifecycle
 
-    report = model_lifecycle(endpoint=endpoint, keep_minutes=KEEP_MINUTES if keep else 0)
+    report: dict[str, Any] | None = model_lifecycle(endpoint=endpoint, keep_minutes=KEEP_MINUTES if keep else 0)
+    if report is None:
+        console.print("The model was not good enough to be served: see the run's state. Everything is given back.")
+        return 1
     records = [context.record(report["lease_id"]), context.record(report["endpoint_id"])]
     spans = timeline(records, now=context.ledger.now())
     receipts = [record.receipt for record in records if record.receipt is not None]

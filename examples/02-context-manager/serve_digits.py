@@ -62,11 +62,17 @@ def split() -> tuple[list[list[float]], list[list[float]], list[int], list[int]]
 
 
 @flow(log_prints=True)
-def serve_digits(learning_rate: float = 0.05) -> float:
-    """Train, evaluate, deploy, predict, release; return the accuracy as asked of the endpoint."""
+def serve_digits(learning_rate: float = 0.05, data: str = "2026-11") -> float:
+    """Train, evaluate, deploy, predict, release; return the accuracy as asked of the endpoint.
+
+    Args:
+        learning_rate: of the training.
+        data: the version of the data. It is part of the resume key, because a key names one piece of work: with the
+            same key a second run would resume the finished training and have nothing to do.
+    """
     block = lease("cpu", name="digits", max_minutes=10)
     with block as infra:
-        model = infra.with_options(resume="digits-{learning_rate}").run(train_digits, learning_rate)
+        model = infra.with_options(resume=f"digits-{data}-{learning_rate}").run(train_digits, learning_rate)
         scores = evaluate(infra, score_digits, model)
     # The node is gone here, and this is the proof of it.
     assert block.receipt is not None

@@ -7,11 +7,13 @@ artifact or a whole one. Release never touches this store.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,10 +64,32 @@ class ArtifactStore:
             ArtifactCorrupted: a file is missing, or differs from the node's manifest.
             BadMetrics: a metric is not a finite number.
         """
-        artifact_id = f"a{digest('artifact', str(incoming.relative_to(self._directory)))}"
+        artifact_id = self._id_of(incoming)
+        # The client and the keeper may both want to keep it, at the same moment.
+        with self._committing(artifact_id):
+            return self.kept(incoming) or self._commit(incoming, lineage, artifact_id)
+
+    def kept(self, incoming: Path) -> ModelArtifact | None:
+        """Return what was committed from an upload before, or None."""
+        artifact_id = self._id_of(incoming)
+        return self.read(artifact_id) if (self._directory / artifact_id / _RECORD).exists() else None
+
+    def _id_of(self, incoming: Path) -> str:
+        return f"a{digest('artifact', str(incoming.relative_to(self._directory)))}"
+
+    @contextmanager
+    def _committing(self, artifact_id: str) -> Iterator[None]:
+        staging = self._directory / ".staged"
+        staging.mkdir(parents=True, mode=0o700, exist_ok=True)
+        lock = os.open(staging / f"{artifact_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    def _commit(self, incoming: Path, lineage: Lineage, artifact_id: str) -> ModelArtifact:
         final = self._directory / artifact_id
-        if (final / _RECORD).exists():
-            return self.read(artifact_id)
         try:
             manifest = json.loads((incoming / "manifest.json").read_bytes())
             files = tuple(ArtifactFile.model_validate(entry) for entry in manifest["files"])
@@ -111,12 +135,7 @@ class ArtifactStore:
             prefix="artifact",
         )
         _write_durably(staged / _RECORD, artifact.model_dump_json(indent=1).encode())
-        try:
-            staged.rename(final)
-        except OSError:
-            if not (final / _RECORD).exists():
-                raise
-            shutil.rmtree(staged, ignore_errors=True)
+        staged.rename(final)
         _sync_directory(self._directory)
         shutil.rmtree(incoming, ignore_errors=True)
         return self.read(artifact_id)

@@ -27,11 +27,11 @@ def replace_lost_keeper(home: Home) -> bool:
 
     if is_held(str(home.keeper / "watch.lock")):
         return False
-    from mlinfra_prefect.keeper import reap
+    from mlinfra_prefect.keeper import starting
     from mlinfra_prefect.lifecycle.context import Context
 
     try:
-        reap.replace_lost_keeper(Context(home))
+        starting.replace_lost_keeper(Context(home))
     except MlinfraError as error:
         complain(f"the keeper is gone and cannot be replaced yet: {one_line(error)}", word="warning")
         return False

@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 from mlinfra_prefect.cli.attention import replace_lost_keeper
 from mlinfra_prefect.errors import MlinfraError
-from mlinfra_prefect.keeper.desk import has_work, place_of, watcher_identity
+from mlinfra_prefect.keeper.desk import has_work, watcher_identity
+from mlinfra_prefect.keeper.place import place_of
 from mlinfra_prefect.ledger import SqliteLedger
 from mlinfra_prefect.ledger.mounts import refuse_network_file_system
 from mlinfra_prefect.lifecycle.config import load_config
@@ -41,7 +42,7 @@ class Check:
 
 
 def examined() -> list[Check]:
-    """Run every check; one that breaks is a FAIL of its own and never stops the others. Creates no home."""
+    """Run every check; one that breaks is a FAIL of its own and never stops the others."""
     home = Home.from_environment()
     checks: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python), ("system", _system), ("packages", _packages), ("home", lambda: _home(home)),
@@ -99,10 +100,11 @@ def _home(home: Home) -> Iterator[Check]:
     root = home.root
     if not root.exists():
         parent = next(place for place in root.parents if place.exists())
-        if os.access(parent, os.W_OK):
+        if parent.is_dir() and os.access(parent, os.W_OK | os.X_OK):
             yield Check("home", "OK", f"{root} is made when it is first needed")
         else:
-            yield Check("home", "FAIL", f"{root} cannot be made: {parent} is not yours", f"Set {HOME_VARIABLE}.")
+            next_step = f"Set {HOME_VARIABLE} to a directory of yours."
+            yield Check("home", "FAIL", f"{root} cannot be made in {parent}", next_step)
         return
     if not (root.is_dir() and os.access(root, os.W_OK | os.X_OK)):
         yield Check("home", "FAIL", f"{root} cannot be written", f"Set {HOME_VARIABLE} to a directory of yours.")

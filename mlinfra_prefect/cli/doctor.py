@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.outcome import DONE, FAILED
-from mlinfra_prefect.cli.screen import facts, plain, screen
+from mlinfra_prefect.cli.screen import screen
 
 _STYLES = {"OK": "green", "WARN": "yellow", "FAIL": "bold red"}
 
@@ -20,12 +21,9 @@ def doctor(*, as_json: bool) -> int:
         told = [{"check": e.name, "status": e.status, "message": e.message, "next": e.next_step or None} for e in found]
         print(json.dumps({"ok": not failed, "checks": told}, indent=1))
         return FAILED if failed else DONE
-    shown = facts()
-    shown.add_column(overflow="fold")
+    shown = Table(("", "CHECK", "FOUND"), whole=("", "CHECK"), folded=("FOUND",))
     for each in found:
-        said = plain(each.message)
-        if each.next_step:
-            said.append(f" → {each.next_step}", style="bold")
-        shown.add_row(plain(each.status, style=_STYLES[each.status]), plain(each.name), said)
+        said = cell(f"{each.message} → {each.next_step}" if each.next_step else each.message)
+        shown.add(cell(each.status, _STYLES[each.status]), cell(each.name), said)
     screen().print(shown)
     return FAILED if failed else DONE

@@ -5,7 +5,7 @@ Standard library only, from the ledger's quick look: a script that asks for them
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
@@ -93,7 +93,7 @@ def _holder(found: Any, kind: str) -> dict[str, Any] | None:
 
 
 def _alive(process: Mapping[str, Any]) -> bool | None:
-    pid, here = process.get("pid"), process.get("host") == socket.gethostname()
+    pid, here = process.get("pid"), process.get("host") == os.uname().nodename
     if not isinstance(pid, int):
         return None
     if process.get("boot") == boot() and (boot() or here):

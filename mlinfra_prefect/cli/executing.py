@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 
-from mlinfra_prefect.cli.logs import Printer, Source
+from mlinfra_prefect.cli.logs import Printer, Source, kept_log
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE, complain
 from mlinfra_prefect.errors import InvalidInput, LeaseLost, MlinfraError, NodeError, NotFound, TrainingStopped
@@ -38,12 +40,14 @@ def execute(lease: str, command: tuple[str, ...]) -> int:
     if attempt is None:
         raise LeaseLost(f"Lease {record.id} has no node.")
     node = context.platform(record.platform).node(attempt)
-    # Work is known by what it is, so that a retried flow picks it up again. Every exec is a new piece of work.
+    # Work is known by what it is, so that a retried flow picks it up again. Every exec is a new piece of work,
+    # and a look at a running training does not wait for its end.
     work = Work(
-        label=as_line(shlex.join(command)), command=command, code_hash=digest("exec", minted()), expects="none", beside=True
+        label=as_line(shlex.join(command)), command=command, code_hash=digest("exec", minted()), expects="none",
+        beside=True,
     )  # fmt: skip
     jobs: list[str] = []
-    output = _Output(node, jobs)
+    output = _Output(node, lambda job: kept_log(context, record.id, job), jobs)
     try:
         done = run_job(context, record.id, work, used=set(), on_progress=output.copy, on_job=jobs.append)
     except KeyboardInterrupt:
@@ -64,16 +68,16 @@ def execute(lease: str, command: tuple[str, ...]) -> int:
 class _Output:
     """Copies what the command wrote, byte by byte: news come by the line, without progress bars and the last piece."""
 
-    def __init__(self, node: Node, jobs: list[str]) -> None:
-        self._node, self._jobs = node, jobs
+    def __init__(self, node: Node, kept: Callable[[str], Path], jobs: list[str]) -> None:
+        self._node, self._kept, self._jobs = node, kept, jobs
         self._source: Source | None = None
         self._printer = Printer()
 
     def copy(self, _: Progress | None = None) -> None:
         """Copy what is new to standard output."""
         if self._source is None and self._jobs:
-            path = self._node.file(self._jobs[-1], "log.txt")
-            self._source = Source(self._jobs[-1], "", (path,), path)
+            job = self._jobs[-1]
+            self._source = Source(job, "", (self._node.file(job, "log.txt"),), self._kept(job))
         if self._source is not None:
             self._printer.print(self._source)
 

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import getpass
 import json
+import signal
 import socket
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+from mlinfra_prefect.cli.columns import cell
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE, complain
 from mlinfra_prefect.cli.receipts import receipt_facts
-from mlinfra_prefect.cli.screen import clock, facts, plain, screen, span
+from mlinfra_prefect.cli.screen import Facts, clock, screen, span
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.desk import is_provably_dead, place_of
+from mlinfra_prefect.keeper.place import place_of
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import Key, ask
@@ -30,12 +34,21 @@ def up(given: str, overrides: Mapping[str, Any], *, wait: bool, as_json: bool) -
     """Provision a lease without a client and say how to use it. Interrupted while it waits, it gives the lease back."""
     context = opened()
     request = as_request(given, overrides)
-    owner = Owner(user=getpass.getuser(), host=socket.gethostname())
     # A new key each time: two calls of `up` are two leases.
     key = Key(run=minted(), name=request.name, task_key="up")
-    asked = ask(context, request, key=key, owner=owner, client=Client(kind="none"), is_dead=is_provably_dead).record
+    # From the moment at which the record is durable somebody must give it back: no interrupt between that and `try`.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        asked = ask(
+            context, request, key=key, owner=_me(), client=Client(kind="none"),
+            announce=partial(keeper.announce, context), withdraw=partial(keeper.withdraw, context),
+        ).record  # fmt: skip
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        raise
     record: KeptRecord = asked
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         keeper.entrust(context, asked)
         if wait:
             with _busy(f"{asked.id}: provisioning {asked.request.accelerator} on {asked.platform}"):
@@ -61,56 +74,66 @@ def release(wanted: str, *, wait: bool, as_json: bool) -> int:
     already = record.state is State.RELEASED
     if not already:
         # Beginning comes before anything that can be interrupted: from here on the keeper does it alone.
-        record = keeper.release(context, record.id, reason="released", drain=True)
+        record = keeper.release(context, record.id, reason=f"released by {_me()}", drain=True)
         if wait:
-            with _busy(f"{record.id}: releasing"):
-                keeper.wait_released(context, record.id, timeout=RELEASE_WAIT_SECONDS)
-            record = context.record(record.id)
+            record = _wait_released(context, record)
     if as_json:
         told = {"kind": record.kind, "id": record.id, "state": str(record.state), "already_released": already}
         print(json.dumps({**told, "receipt": record.receipt and record.receipt.model_dump(mode="json")}, indent=1))
         return DONE
     out = screen()
     if record.receipt is None:
-        out.print(
-            plain(f"{record.kind} {record.id} is being released; `mlinfra-prefect show {record.id}` has its receipt.")
-        )
+        out.print(f"{record.kind} {record.id} is being released; `mlinfra-prefect show {record.id}` has its receipt.")
         return DONE
     if already:
-        out.print(plain(f"{record.kind} {record.id} was released already; nothing was done."))
+        out.print(f"{record.kind} {record.id} was released already; nothing was done.")
     out.print(receipt_facts(record.receipt))
     return DONE
+
+
+def _wait_released(context: Context, record: KeptRecord) -> KeptRecord:
+    try:
+        with _busy(f"{record.id}: releasing"):
+            keeper.wait_released(context, record.id, timeout=RELEASE_WAIT_SECONDS)
+    except KeyboardInterrupt:
+        complain(f"the keeper goes on releasing {record.id}", word="interrupted")
+        raise
+    return context.record(record.id)
+
+
+def _me() -> Owner:
+    return Owner(user=getpass.getuser(), host=socket.gethostname())
 
 
 def _say_how_to_use(context: Context, record: LeaseRecord) -> None:
     out = screen()
     life = (record.deadline - context.ledger.now()).total_seconds()
     if record.ready_at is None:
-        out.print(plain(f"lease {record.id} is {record.state}: the keeper provisions it."))
+        out.print(f"lease {record.id} is {record.state}: the keeper provisions it.")
     else:
         took = (record.ready_at - record.created_at).total_seconds()
-        out.print(plain(f"lease {record.id} is ready after {took:.2f} s.", style="bold"))
+        out.print(cell(f"lease {record.id} is ready after {took:.2f} s.", "bold"))
     out.print(
-        plain(
-            f"Nobody owns it: it lives until it is released, at the latest {clock(record.deadline)} (in {span(life)})."
-        )
+        f"Nobody owns it: it lives until it is released, at the latest {clock(record.deadline)} (in {span(life)})."
     )
     if place_of(context, record.environment) == "foreground":
         out.print("This is a container: the lease ends with it.")
-    told = facts()
-    told.add_row("in Python", plain(f'with attach("{record.id}") as infra: infra.run(function)'))
-    told.add_row("a command", plain(f"mlinfra-prefect exec {record.id} -- COMMAND"))
-    told.add_row("its logs", plain(f"mlinfra-prefect logs -f {record.id}"))
-    told.add_row("give back", plain(f"mlinfra-prefect release {record.id}"))
+    told = Facts()
+    told.fact("in Python", f'with attach("{record.id}") as infra: infra.run(function)')
+    told.fact("a command", f"mlinfra-prefect exec {record.id} -- COMMAND")
+    told.fact("its logs", f"mlinfra-prefect logs -f {record.id}")
+    told.fact("give back", f"mlinfra-prefect release {record.id}")
     out.print(told)
 
 
 @contextmanager
 def _busy(what: str) -> Iterator[None]:
     """Show on a terminal that something goes on; into a pipe nothing."""
-    out = screen(stderr=True)
-    if not out.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
-    with out.status(plain(what)):
+    from rich.console import Console
+    from rich.text import Text
+
+    with Console(stderr=True).status(Text(what)):
         yield

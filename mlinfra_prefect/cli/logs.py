@@ -9,6 +9,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE, complain
@@ -33,9 +34,16 @@ class Source:
     kept: Path
     offset: int = 0
 
-    def place(self) -> Path | None:
-        """Where the log is; None where nothing was written yet."""
-        return next((path for path in (*self.live, self.kept) if path.is_file()), None)
+    def opened(self) -> BinaryIO | None:
+        """Open the log where it lies now, at what is new; None where nothing was written yet."""
+        for path in (*self.live, self.kept):
+            try:
+                stream = path.open("rb")
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # not there yet, or moved a moment ago: then the next place has it
+            stream.seek(self.offset)
+            return stream
+        return None
 
 
 def logs(wanted: str, *, job: str | None, follow: bool) -> int:
@@ -83,20 +91,24 @@ def _follow(
         time.sleep(POLL_SECONDS)
 
 
+def kept_log(context: Context, record_id: str, name: str) -> Path:
+    """Where the platform keeps a job's log once the node is gone."""
+    return context.home.record_dir(record_id) / "logs" / f"{name}.log.txt"
+
+
 def _sources(context: Context, record: KeptRecord) -> list[Source]:
-    kept = context.home.record_dir(record.id) / "logs"
     nodes = [Path(attempt.node_dir) for attempt in reversed(record.attempts)]
     if isinstance(record, LeaseRecord):
         return [
             Source(
                 note.job_id, note.label, tuple(node / "jobs" / note.job_id / "log.txt" for node in nodes),
-                kept / f"{note.job_id}.log.txt",
+                kept_log(context, record.id, note.job_id),
             )
             for note in record.jobs
         ]  # fmt: skip
     return [
         Source(f"{each.number}", f"server {each.number}", (Path(each.node_dir) / "server.log",),
-               kept / f"{each.number}.server.log")
+               context.home.record_dir(record.id) / "logs" / f"{each.number}.server.log")
         for each in record.attempts
     ]  # fmt: skip
 
@@ -121,11 +133,10 @@ class Printer:
         self._unfinished = False
 
     def print(self, source: Source) -> None:
-        path = source.place()
-        if path is None:
+        stream = source.opened()
+        if stream is None:
             return
-        with path.open("rb") as stream:
-            stream.seek(source.offset)
+        with stream:
             while chunk := stream.read(CHUNK):
                 self._head(source)
                 sys.stdout.buffer.write(chunk)

@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from mlinfra_prefect.cli.paint import painted, wants_colour
 from mlinfra_prefect.errors import CapacityUnavailable, InvalidInput, MlinfraError, NodeError, UnsupportedHere
 
 DONE = 0
@@ -64,11 +65,10 @@ def one_line(error: MlinfraError) -> str:
 
 def complain(message: str, *, word: str = "error") -> None:
     """Print one line on standard error, its first word in colour where that is a terminal."""
-    colour = sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    paint = {"error": "\033[1;31m", "warning": "\033[1;33m"}.get(word, "\033[1m")
-    start, end = (paint, "\033[0m") if colour else ("", "")
+    style = {"error": "bold red", "warning": "bold yellow"}.get(word, "bold")
+    shown = painted(f"{word}:", style) if wants_colour(sys.stderr) else f"{word}:"
     sys.stdout.flush()
-    sys.stderr.write(f"{start}{word}:{end} {message}\n")
+    sys.stderr.write(f"{shown} {message}\n")
     sys.stderr.flush()
 
 

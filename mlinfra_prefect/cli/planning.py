@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.opening import opened
 from mlinfra_prefect.cli.outcome import DONE, code_of, complain, one_line
-from mlinfra_prefect.cli.screen import facts, plain, screen, table
+from mlinfra_prefect.cli.screen import Facts, screen
 from mlinfra_prefect.errors import CapacityUnavailable
 from mlinfra_prefect.lifecycle.planning import admitted, make_plan
 from mlinfra_prefect.lifecycle.request_file import as_request
@@ -45,32 +46,24 @@ def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
 
 def _show(offers: tuple[Offer, ...], made: Plan | None) -> None:
     out = screen()
-    shown = table(
-        "TYPE",
-        "REGION",
-        "ZONES",
-        "MARKET",
-        "USD/H",
-        "GPUS",
-        "SKIPPED BECAUSE",
-        whole=("MARKET", "USD/H", "GPUS"),
-        folded=("SKIPPED BECAUSE",),
-    )
+    skipping = any(offer.skipped for offer in offers)
+    heads = ("TYPE", "REGION", "ZONES", "MARKET", "USD/H", "GPUS", *(("SKIPPED BECAUSE",) if skipping else ()))
+    shown = Table(heads, whole=("MARKET", "USD/H", "GPUS"), folded=("SKIPPED BECAUSE",))
     for offer in offers:
         taken = made is not None and offer == made.offer
         style = "bold" if taken else ("dim" if offer.skipped else "")
-        cells = (offer.type, offer.region, ", ".join(offer.zones) or "any", offer.market,
-                 f"{offer.usd_per_hour:.2f}", offer.gpus, offer.skipped)  # fmt: skip
-        shown.add_row(*(plain(cell, style=style) for cell in cells))
+        values = [offer.type, offer.region, ", ".join(offer.zones) or "any", offer.market,
+                 f"{offer.usd_per_hour:.2f}", offer.gpus, *([offer.skipped] if skipping else [])]  # fmt: skip
+        shown.add(*(cell(value, style) for value in values))
     out.print(shown)
     if made is None:
         return
     out.print()
-    told = facts()
-    told.add_row("takes", plain(f"{made.offer.type} in {made.offer.region}, {made.request.accelerator}"))
-    told.add_row("environment", plain(f"{made.request.environment} on {made.platform}"))
-    told.add_row("creates", plain(", ".join(f"{each.address} ({each.action})" for each in made.resources)))
-    told.add_row("with", plain(f"{made.stack}, {made.engine}"))
-    told.add_row("for at most", plain(f"{made.max_minutes} minutes"))
-    told.add_row("at most", plain(f"{made.estimate_usd:.2f} USD"))
+    told = Facts()
+    told.fact("takes", f"{made.offer.type} in {made.offer.region}, {made.request.accelerator}")
+    told.fact("environment", f"{made.request.environment} on {made.platform}")
+    told.fact("creates", ", ".join(f"{each.address} ({each.action})" for each in made.resources))
+    told.fact("with", f"{made.stack}, {made.engine}")
+    told.fact("for at most", f"{made.max_minutes} minutes")
+    told.fact("at most", f"{made.estimate_usd:.2f} USD")
     out.print(told)

@@ -10,7 +10,7 @@ from mlinfra_prefect.artifacts import hash_file
 from mlinfra_prefect.artifacts.store import verify_files
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE
-from mlinfra_prefect.cli.screen import plain, screen
+from mlinfra_prefect.cli.screen import screen
 from mlinfra_prefect.errors import InvalidInput, NotFound
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.artifact import ModelArtifact
@@ -41,7 +41,7 @@ def pull(what: str, destination: str, *, as_json: bool) -> int:
     out = screen()
     for artifact, target in copied:
         size = sum(entry.size for entry in artifact.files)
-        out.print(plain(f"{artifact.id}: {len(artifact.files)} file(s), {size} bytes, verified, in {target}"))
+        out.print(f"{artifact.id}: {len(artifact.files)} file(s), {size} bytes, verified, in {target}")
     return DONE
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 
+from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.outcome import DONE, STUCK
-from mlinfra_prefect.cli.screen import plain, screen, state_text, table
+from mlinfra_prefect.cli.screen import screen, state_cell
 from mlinfra_prefect.keeper import reap as reaper
 from mlinfra_prefect.lifecycle.context import Context
 
@@ -18,9 +19,9 @@ def reap(*, as_json: bool) -> int:
     elif not (found.released or found.stuck or found.skipped):
         print("Nothing to reap.")
     else:
-        shown = table("ID", "", "BECAUSE", whole=("ID", ""), folded=("BECAUSE",))
+        shown = Table(("ID", "", "BECAUSE"), whole=("ID", ""), folded=("BECAUSE",))
         for word, findings in (("released", found.released), ("stuck", found.stuck), ("skipped", found.skipped)):
             for each in findings:
-                shown.add_row(plain(each.id), state_text(word), plain(each.reason))
+                shown.add(cell(each.id), state_cell(word), cell(each.reason))
         screen().print(shown)
     return STUCK if found.stuck else DONE

@@ -1,25 +1,20 @@
-"""How tables and moments look: the same everywhere, at 80 columns and at 200, and plain where nobody looks.
-
-Colour is rich's business: only on a terminal, and never with ``NO_COLOR``. What others wrote is shown as text, never as
-markup or as an escape sequence.
-"""
+"""Where output goes and how moments look: the same everywhere, at 80 columns and at 200."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TextIO
 
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
+from mlinfra_prefect.cli.columns import Cell, Table, cell, folded
+from mlinfra_prefect.cli.paint import painted, wants_colour
 
 WIDE = 120
 """From this many columns on, tables show what is nice to know as well."""
 PIPED_COLUMNS = 200
 """Into a pipe or a file nothing is cut to a terminal's width, unless ``COLUMNS`` says so."""
-_SHORTEST = 4
 _COARSE_MINUTES = 10
 
 _STYLES = {
@@ -28,58 +23,58 @@ _STYLES = {
 }  # fmt: skip
 
 
-def screen(*, stderr: bool = False) -> Console:
-    """Return the console of standard output (or error)."""
-    stream = sys.stderr if stderr else sys.stdout
-    piped = not stream.isatty() and "COLUMNS" not in os.environ
-    return Console(stderr=stderr, width=PIPED_COLUMNS if piped else None, highlight=False, emoji=False)
+@dataclass(frozen=True, slots=True)
+class Screen:
+    """A stream, its width in columns, and whether it wants colour."""
+
+    stream: TextIO
+    width: int
+    colour: bool
+
+    def print(self, what: Table | Cell | str = "") -> None:
+        """Print a table, or a text that is folded to the width."""
+        if isinstance(what, Table):
+            lines = what.lines(self.width, colour=self.colour)
+        else:
+            shown = what if isinstance(what, Cell) else cell(what)
+            lines = [painted(line, shown.style) if self.colour else line for line in folded(shown.text, self.width)]
+        self.stream.write("".join(f"{line}\n" for line in lines))
 
 
-def table(*heads: str, whole: Sequence[str] = (), folded: Sequence[str] = ()) -> Table:
-    """Return an empty table without rules.
-
-    Args:
-        *heads: of its columns.
-        whole: those that are never cut. The others get shorter where the screen is narrow.
-        folded: of the others, those that go on in the next line instead of being cut.
-    """
-    columns = [
-        Column(head, no_wrap=head in whole, overflow="fold" if head in folded else "ellipsis", min_width=_SHORTEST)
-        for head in heads
-    ]
-    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-
-
-def facts() -> Table:
-    """Return an empty table of two columns: what it is, and its value."""
-    return Table(
-        Column(style="dim", no_wrap=True), Column(overflow="fold"),
-        box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=False,
-    )  # fmt: skip
+def screen() -> Screen:
+    """Return standard output."""
+    said = os.environ.get("COLUMNS", "")
+    if said.isdecimal() and int(said) > 0:
+        width = int(said)
+    elif sys.stdout.isatty():
+        try:
+            width = os.get_terminal_size(sys.stdout.fileno()).columns or PIPED_COLUMNS
+        except OSError:
+            width = PIPED_COLUMNS
+    else:
+        width = PIPED_COLUMNS
+    return Screen(sys.stdout, width, wants_colour(sys.stdout))
 
 
-def plain(value: object, *, style: str = "") -> Text:
-    """Return a value as text without control characters; nothing for None."""
-    text = "" if value is None else str(value)
-    return Text("".join(each if each.isprintable() else " " for each in text), style=style)
+class Facts(Table):
+    """A table of two columns without heads: what it is, and its value, which is never cut."""
+
+    def __init__(self) -> None:
+        super().__init__(("", " "), whole=("",), folded=(" ",))
+
+    def fact(self, name: str, value: object, style: str = "") -> None:
+        """Add one line."""
+        self.add(cell(name, "dim"), cell(value, style))
 
 
-def cell(value: object, *, style: str = "") -> Text:
-    """Return a value as one line of a table, cut where there is no room for it."""
-    text = plain(value, style=style)
-    text.no_wrap, text.overflow = True, "ellipsis"
-    return text
-
-
-def state_text(state: str) -> Text:
+def state_cell(state: str) -> Cell:
     """Return a state in its colour."""
-    return cell(state, style=_STYLES.get(state, ""))
+    return cell(state, _STYLES.get(state, ""))
 
 
 def span(seconds: float) -> str:
     """Return a duration as people say it: ``42s``, ``5m 03s``, ``42m``, ``2h 05m``, ``3d 04h``."""
-    whole = int(abs(seconds))
-    minutes, rest = divmod(whole, 60)
+    minutes, rest = divmod(int(abs(seconds)), 60)
     hours, minutes_left = divmod(minutes, 60)
     days, hours_left = divmod(hours, 24)
     if days:
@@ -91,15 +86,15 @@ def span(seconds: float) -> str:
     return f"{minutes}m {rest:02d}s" if minutes else f"{rest}s"
 
 
-def left(moment: str | None, *, never: str) -> Text:
+def left(moment: str | None, *, never: str) -> Cell:
     """Return how long it is until a moment (ISO 8601); `never` where there is none."""
     if moment is None:
         return cell(never)
     seconds = (datetime.fromisoformat(moment) - datetime.now(UTC)).total_seconds()
-    return cell(span(seconds)) if seconds > 0 else cell(f"past {span(seconds)}", style="bold red")
+    return cell(span(seconds)) if seconds > 0 else cell(f"past {span(seconds)}", "bold red")
 
 
-def age(moment: str | None) -> Text:
+def age(moment: str | None) -> Cell:
     """Return how long ago a moment (ISO 8601) was."""
     return cell("" if moment is None else span((datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()))
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 
-from rich.console import Console
-from rich.table import Table
-
+from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.receipts import receipt_facts
-from mlinfra_prefect.cli.screen import WIDE, cell, clock, facts, plain, screen, span, state_text, table
-from mlinfra_prefect.keeper.desk import is_provably_dead
+from mlinfra_prefect.cli.screen import WIDE, Facts, Screen, clock, screen, span, state_cell
 from mlinfra_prefect.ledger import KeptRecord, Transition
-from mlinfra_prefect.local.process import is_here
+from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
 
@@ -47,36 +44,32 @@ def show(wanted: str, *, as_json: bool) -> int:
     return DONE
 
 
-def _section(out: Console, title: str, what: Table) -> None:
+def _section(out: Screen, title: str, what: Table) -> None:
     out.print()
-    out.print(title, style="bold underline")
+    out.print(cell(title, "bold underline"))
     out.print(what)
 
 
-def _summary(out: Console, record: KeptRecord) -> None:
-    told = facts()
-    told.add_row(record.kind, plain(record.id, style="bold"))
-    told.add_row("state", state_text(record.state))
+def _summary(out: Screen, record: KeptRecord) -> None:
+    told = Facts()
+    told.fact(record.kind, record.id, "bold")
+    told.add(cell("state", "dim"), state_cell(record.state))
     if record.reason:
-        told.add_row("because", plain(record.reason, style="red" if record.state is State.STUCK else ""))
-    told.add_row("name", plain(record.name))
+        told.fact("because", record.reason, "red" if record.state is State.STUCK else "")
+    told.fact("name", record.name)
     if isinstance(record, LeaseRecord):
         request = record.request
-        told.add_row(
-            "asked for", plain(f"{request.accelerator}, {request.market}, {record.environment} on {record.platform}")
-        )
+        told.fact("asked for", f"{request.accelerator}, {request.market}, {record.environment} on {record.platform}")
     else:
-        told.add_row("url", plain(record.url))
-        told.add_row("serves in", plain(f"{record.environment} on {record.platform}"))
-    told.add_row("owner", plain(record.owner))
-    told.add_row("created", plain(clock(record.created_at)))
-    told.add_row("deadline" if isinstance(record, LeaseRecord) else "expires", plain(clock(record.deadline) or "never"))
-    told.add_row("client", plain(_client(record)))
+        told.fact("url", record.url)
+        told.fact("serves in", f"{record.environment} on {record.platform}")
+    told.fact("owner", record.owner)
+    told.fact("created", clock(record.created_at))
+    told.fact("deadline" if isinstance(record, LeaseRecord) else "expires", clock(record.deadline) or "never")
+    told.fact("client", _client(record))
     keeper = record.keeper
     if keeper is not None and record.state is not State.RELEASED:
-        told.add_row(
-            "keeper", plain(f"{_process(keeper.process)}, place {keeper.place}, generation {record.generation}")
-        )
+        told.fact("keeper", f"{_process(keeper.process)}, place {keeper.place}, generation {record.generation}")
     out.print(told)
 
 
@@ -95,43 +88,43 @@ def _process(process: ProcessIdentity) -> str:
 
 
 def _attempts(record: KeptRecord) -> Table:
-    shown = table("#", "STATE", "OFFER", "UP", "ENGINE", "RESOURCES", whole=("#", "STATE", "UP"))
+    shown = Table(("#", "STATE", "OFFER", "UP", "ENGINE", "RESOURCES"), whole=("#", "STATE", "UP"))
     for each in record.attempts:
         up = ""
         if each.up_at is not None:
             up = span(((each.gone_at or datetime.now(UTC)) - each.up_at).total_seconds())
-        shown.add_row(
-            cell(each.number), state_text(each.state), cell(f"{each.offer.type} in {each.offer.region}"),
+        shown.add(
+            cell(each.number), state_cell(each.state), cell(f"{each.offer.type} in {each.offer.region}"),
             cell(up), cell(each.engine), cell(", ".join(each.resources)),
         )  # fmt: skip
     return shown
 
 
 def _jobs(record: LeaseRecord) -> Table:
-    shown = table("JOB", "STATE", "TOOK", "ARTIFACT", "WHAT", whole=("JOB", "STATE", "ARTIFACT"))
+    shown = Table(("JOB", "STATE", "TOOK", "ARTIFACT", "WHAT"), whole=("JOB", "STATE", "ARTIFACT"))
     for job in record.jobs:
         took = (
             f"{(job.finished_at - job.started_at).total_seconds():.1f}s" if job.started_at and job.finished_at else ""
         )
-        shown.add_row(cell(job.job_id), state_text(job.state), cell(took), cell(job.artifact_id), cell(job.label))
+        shown.add(cell(job.job_id), state_cell(job.state), cell(took), cell(job.artifact_id), cell(job.label))
     return shown
 
 
 def _versions(record: EndpointRecord) -> Table:
-    shown = table("#", "SHARE", "STATE", "ARTIFACT", "SHA256", whole=("#", "SHARE", "STATE", "ARTIFACT"))
+    shown = Table(("#", "SHARE", "STATE", "ARTIFACT", "SHA256"), whole=("#", "SHARE", "STATE", "ARTIFACT"))
     for each in record.versions:
         cells = (each.version, f"{each.share} %", each.state, each.artifact.id, each.sha256)
-        shown.add_row(*map(cell, cells))
+        shown.add(*map(cell, cells))
     return shown
 
 
 def _history(history: list[Transition], *, wide: bool) -> Table:
     heads = ("TIME", "GEN", "STATE", "ACTOR") if wide else ("TIME", "STATE")
-    shown = table(*heads, "REASON", whole=heads, folded=("REASON",))
+    shown = Table((*heads, "REASON"), whole=heads, folded=("REASON",))
     for line in history:
-        cells = [cell(f"{line.time:%m-%d %H:%M:%S}"), state_text(line.state), plain(line.reason)]
+        cells = [cell(f"{line.time:%m-%d %H:%M:%S}"), state_cell(line.state), cell(line.reason)]
         if wide:
             cells[1:1] = [cell(line.generation)]
             cells[3:3] = [cell(line.actor)]
-        shown.add_row(*cells)
+        shown.add(*cells)
     return shown

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import suppress
+from functools import partial
 
 from mlinfra_prefect.errors import LeaseLost, MlinfraError
 from mlinfra_prefect.integration import runs
@@ -17,7 +18,6 @@ from mlinfra_prefect.integration.keys import Ticket
 from mlinfra_prefect.integration.run_end import run_end
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.desk import is_provably_dead
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import ask
@@ -79,8 +79,9 @@ def obtain(here: Context, asking: Asking) -> Infra:
     """Ask for a lease, give it to the keeper, and wait if that is wanted. Interrupted, it gives the lease back."""
     client = runs.client()
     asked = ask(
-        here, asking.request, key=asking.ticket.key, owner=runs.owner(), client=client, is_dead=is_provably_dead
-    )
+        here, asking.request, key=asking.ticket.key, owner=runs.owner(), client=client,
+        announce=partial(keeper.announce, here), withdraw=partial(keeper.withdraw, here),
+    )  # fmt: skip
     infra = Infra(here, asked.record.id)
     try:
         asking.asked(infra.id)
@@ -103,8 +104,9 @@ def serve(here: Context, deploying: Deploying) -> Endpoint:
     """Ask for an endpoint, give it to the keeper, and wait until it answers. Interrupted, it gives it back."""
     runs.refuse_elsewhere("a deployment")
     record: KeptRecord = ask_to_serve(
-        here, deploying.model, deploying.serving, owner=runs.owner(), client=runs.client(), canary=deploying.canary
-    )
+        here, deploying.model, deploying.serving, owner=runs.owner(), client=runs.client(), canary=deploying.canary,
+        announce=partial(keeper.announce, here), withdraw=partial(keeper.withdraw, here),
+    )  # fmt: skip
     try:
         deploying.asked(record.id)
         keeper.entrust(here, record, ended=run_end())

@@ -10,49 +10,56 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import socket
 import sys
-from datetime import timedelta
+import time
+import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError, TemporaryError
-from mlinfra_prefect.keeper.desk import drain_at, is_provably_dead, lay
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError
+from mlinfra_prefect.keeper.desk import drain_at, laid, lay, take_off
+from mlinfra_prefect.keeper.overdue import end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.clients import look_at_client
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
-from mlinfra_prefect.lifecycle.provisioning import provision, renewed
-from mlinfra_prefect.lifecycle.releasing import release_pass
-from mlinfra_prefect.local.process import boot_id
+from mlinfra_prefect.lifecycle.marking import begin_release, current
+from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
+from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
+from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, EndpointRecord, Keeper, LeaseRecord, State
+from mlinfra_prefect.model.lease import EndpointRecord, Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
 
 FAILED = 1
+ANNOUNCED_SECONDS = 60.0
+"""How long a card may announce a record that is not written yet, where no client tells that it is still coming."""
 
 
 def step(context: Context, record_id: str, keeper: Keeper) -> int:
     """Bring one record as far as it can go now, and leave its card. Returns an exit code."""
     seen = context.ledger.read(record_id)
     if seen is None:
-        (context.home.cards / f"{record_id}.json").unlink(missing_ok=True)
-        return 0
-    if not _take_operation_lock(context, record_id):
+        return _announced(context, record_id)
+    if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, seen.record):
         return BUSY
+    context.tell = lambda record: lay(context, record)
     record = seen.record
     try:
         record = _take(context, record, keeper)
-        record = _look_at_client(context, record)
-        while True:
-            before = record
-            record = _advance(context, record)
-            if before.state is not State.READY and record.state is State.READY:
-                # The client may have died while it was waiting for this: then nobody knows that it is ready.
-                record = _look_at_client(context, record, just_ready=True)
-            if record == before or record.state is State.RELEASED:
-                break
-    except LeaseLost:
-        pass  # somebody else keeps it now: what stands in the ledger is theirs, and the card below says so
+        _go_on(context, record)
+    except LeaseLost as lost:  # somebody else keeps it now: what stands in the ledger is theirs
+        sys.stderr.write(f"{record_id}: {lost}\n")
+        return FAILED
+    except Exception as error:  # noqa: BLE001 (whatever it is, the client must hear of it and release must go on)
+        if isinstance(error, MlinfraError):
+            sys.stderr.write(f"{record_id}: {type(error).__name__}: {error}\n")
+        else:
+            traceback.print_exc()
+        _account_for(context, record, error)
+        return FAILED
     finally:
         after = context.ledger.read(record_id)
         if after is not None:
@@ -60,27 +67,56 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
     return 0
 
 
-def renew(context: Context, record_ids: list[str]) -> int:
-    """Renew leases whose clients live, and start the release of those whose node is gone."""
+def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
+    """Renew leases whose clients live, and begin the release of those whose node is gone."""
+    code = 0
     for record_id in record_ids:
-        seen = context.ledger.read(record_id)
-        if seen is None or not seen.record.live:
-            continue
-        record = seen.record
-        attempt = record.attempt
-        if record.state is State.READY and attempt and not context.platform(record.platform).is_up(record, attempt):
-            said = context.platform(record.platform).node(attempt).why_gone()
-            record = _begin(context, record, f"the node is gone. {said}".strip(), drain=True)
-            lay(context, record)
-            continue
-        now = context.ledger.now()
         try:
-            revise(
-                context.ledger, record_id, lambda current, now=now: renewed(current, now, TTL_SECONDS),  # type: ignore[misc]
-                actor=context.actor, reason="renewed", generation=record.generation,
-            )  # fmt: skip
+            _renew(context, record_id, keeper)
         except LeaseLost:
-            continue
+            continue  # somebody else keeps it now
+        except (MlinfraError, OSError) as error:
+            sys.stderr.write(f"{record_id}: not renewed: {error}\n")
+            code = FAILED
+    return code
+
+
+def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
+    seen = context.ledger.read(record_id)
+    if seen is None:
+        return
+    record, attempt = seen.record, seen.record.attempt
+    if not record.live:
+        lay(context, record)  # its card may still say otherwise
+        return
+    if record.keeper != keeper:
+        return  # not taken over yet, or not ours any more
+    platform = context.platform(record.platform)
+    if record.state is State.READY and attempt is not None and not platform.is_up(record, attempt):
+        why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
+        error = NodeLost.__name__
+        lay(context, begin_release(context, record.id, reason=why, error=error, generation=record.generation))
+        return
+    now = context.ledger.now()
+    revise(
+        context.ledger, record_id, lambda found: renewed(found, now, TTL_SECONDS),
+        actor=context.actor, reason="renewed", generation=record.generation,
+    )  # fmt: skip
+
+
+def _announced(context: Context, record_id: str) -> int:
+    """A card without a record: it is about to be written, or whoever wanted to write it is gone."""
+    card = laid(context.home, record_id) or {}
+    pid, started = card.get("client_pid"), card.get("client_start_time")
+    if pid:
+        host, boot = socket.gethostname(), boot_id()
+        coming = is_alive(ProcessIdentity(host=host, boot=boot, pid=int(pid), start_time=str(started)))
+    else:
+        coming = time.time() - float(card.get("due") or 0.0) < ANNOUNCED_SECONDS
+    # Looked at once more after the client: it may have written the record and ended since.
+    if coming or context.ledger.read(record_id) is not None:
+        return BUSY
+    take_off(context.home, record_id)
     return 0
 
 
@@ -99,81 +135,70 @@ def _take_operation_lock(context: Context, record_id: str) -> bool:
 def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
     """Become the record's keeper; where it had another one, under a new generation that fences the old one out."""
 
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if current.keeper == keeper or current.state is State.RELEASED:
+    def change(now: KeptRecord) -> KeptRecord | None:
+        before = now.keeper
+        if before == keeper or now.state is State.RELEASED:
             return None
-        if current.keeper is None:
-            return current.revised(keeper=keeper)
-        if not is_provably_dead(current.keeper.process):
-            raise LeaseLost(f"{current.id} is kept by a live keeper, pid {current.keeper.process.pid}.")
-        return current.revised(keeper=keeper, generation=current.generation + 1)
+        if before is None:
+            return now.revised(keeper=keeper)
+        expired = not is_here(before.process) and now.renewed_until < context.ledger.now()
+        if not is_provably_dead(before.process) and not expired:
+            raise LeaseLost(f"{now.id} is kept by a live keeper, pid {before.process.pid} on {before.process.host}.")
+        return now.revised(keeper=keeper, generation=now.generation + 1)
 
     why = "kept" if record.keeper is None else "taken over from a dead keeper"
     return revise(context.ledger, record.id, change, actor=context.actor, reason=why)
 
 
-def _look_at_client(context: Context, record: KeptRecord, *, just_ready: bool = False) -> KeptRecord:
-    """Do what the request says when its client is gone (`on_client_lost`)."""
-    client = record.client
-    if not record.live or client.kind == "none" or client.process is None or client.lost_at is not None:
-        return record
-    if isinstance(record, EndpointRecord) and record.state is State.READY and not just_ready:
-        return record  # from here on it lives by its own grant, whoever asked for it
-    if client.ended_at is None and not is_provably_dead(client.process):
-        return record
-    why = "its client ended without releasing it" if client.ended_at else "its client was lost"
-    now = context.ledger.now()
-    lost = client.revised(lost_at=now)
-    if isinstance(record, LeaseRecord):
-        policy = record.request.on_client_lost
-        if policy == "keep":
-            until = min(now + timedelta(minutes=record.request.keep_minutes or 0), record.deadline)
-            return _change(context, record, f"{why}; kept until {until:%H:%M:%S}", client=lost, keep_until=until)
-        drain = policy == "checkpoint_then_release" and record.state is State.READY
-        return _begin(context, record, f"{why} ({policy})", drain=drain, client=lost)
-    return _begin(context, record, f"{why} before it was ready: rolled back", drain=False, client=lost)
+def _go_on(context: Context, record: KeptRecord) -> None:
+    while record.state is not State.RELEASED:
+        before = record
+        record = look_at_client(context, record)
+        record = _advance(context, record)
+        if record == before:
+            return
 
 
 def _advance(context: Context, record: KeptRecord) -> KeptRecord:
     """Do the next thing that a record needs now."""
+    now = context.ledger.now()
     if record.state in {State.REQUESTED, State.PROVISIONING}:
-        if record.deadline is not None and context.ledger.now() >= record.deadline:
-            return _begin(context, record, "its hard deadline passed before it was ready", drain=False)
+        if record.deadline is not None and now >= record.deadline:
+            reason = "its hard deadline passed before it was ready"
+            return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation)
         return provision(context, record)
     if record.state in {State.RELEASING, State.STUCK}:
-        if record.retry_at is not None and context.ledger.now() < record.retry_at:
-            return record
-        return release_pass(context, record)
-    if record.state is State.READY:
-        now = context.ledger.now().timestamp()
-        if isinstance(record, EndpointRecord):
-            if record.expires_at is not None and now >= record.expires_at.timestamp():
-                return _begin(context, record, "it expired", drain=False)
-            return record
-        if record.keep_until is not None and now >= record.keep_until.timestamp():
-            return _begin(context, record, "its keep minutes are over", drain=True)
-        if now >= drain_at(record):
-            return _begin(context, record, "its hard deadline is near", drain=True)
-    return record
+        return record if record.retry_at is not None and now < record.retry_at else release_pass(context, record)
+    over = _why_over(record, now.timestamp())
+    if over is None:
+        return record
+    return begin_release(
+        context, record.id, reason=over, drain=isinstance(record, LeaseRecord), generation=record.generation
+    )
 
 
-def _begin(context: Context, record: KeptRecord, reason: str, *, drain: bool, client: Client | None = None) -> KeptRecord:
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if not current.live:
-            return None
-        return current.revised(
-            state=State.RELEASING, reason=reason, releasing_at=context.ledger.now(), drain=drain,
-            client=client or current.client,
-        )  # fmt: skip
+def _why_over(record: KeptRecord, now: float) -> str | None:
+    """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
+    if isinstance(record, EndpointRecord):
+        return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
+    if now >= drain_at(record):
+        return "its hard deadline is near"
+    return (
+        "its keep minutes are over" if record.keep_until is not None and now >= record.keep_until.timestamp() else None
+    )
 
-    return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)
 
-
-def _change(context: Context, record: KeptRecord, reason: str, **changes: object) -> KeptRecord:
-    return revise(
-        context.ledger, record.id, lambda current: current.revised(**changes),
-        actor=context.actor, reason=reason, generation=record.generation,
-    )  # fmt: skip
+def _account_for(context: Context, record: KeptRecord, error: Exception) -> None:
+    """Write down what an operation failed of, where the record can still be written."""
+    try:
+        now = current(context, record)
+        if now.state in {State.REQUESTED, State.PROVISIONING}:
+            known = isinstance(error, MlinfraError)
+            fail(context, now, error if known else PermanentError(f"{type(error).__name__}: {error}"))  # type: ignore[arg-type]
+        elif now.state is State.RELEASING:
+            record_failed_pass(context, now, f"{type(error).__name__}: {error}")
+    except MlinfraError as other:
+        sys.stderr.write(f"{record.id}: {type(other).__name__}: {other}\n")
 
 
 def main() -> NoReturn:
@@ -183,22 +208,27 @@ def main() -> NoReturn:
     parser.add_argument("--watcher", required=True, help="PID:START")
     parser.add_argument("--place", choices=("process", "foreground"), required=True)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    one = verbs.add_parser("step")
-    one.add_argument("id")
-    one.add_argument("--look-at-client", action="store_true")
+    verbs.add_parser("step").add_argument("id")
     verbs.add_parser("renew").add_argument("ids", nargs="+")
+    verbs.add_parser("pass")
     arguments = parser.parse_args()
-    import socket
-
-    context = Context(Home(arguments.home))
     pid, _, started = arguments.watcher.partition(":")
     process = ProcessIdentity(host=socket.gethostname(), boot=boot_id(), pid=int(pid), start_time=started)
     keeper = Keeper(place=arguments.place, process=process)
     try:
-        code = step(context, arguments.id, keeper) if arguments.verb == "step" else renew(context, arguments.ids)
+        context = Context(Home(arguments.home))
+        if arguments.verb == "step":
+            code = step(context, arguments.id, keeper)
+        elif arguments.verb == "renew":
+            code = renew(context, arguments.ids, keeper)
+        else:
+            from mlinfra_prefect.keeper.reap import reap
+
+            reap(context, settle_seconds=0.0)
+            code = 0
     except MlinfraError as error:
         sys.stderr.write(f"{arguments.verb}: {type(error).__name__}: {error}\n")
-        code = BUSY if isinstance(error, TemporaryError) else FAILED
+        code = FAILED
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -8,15 +8,32 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from mlinfra_prefect.agent.identity import INITIAL_PID_NAMESPACE
 from mlinfra_prefect.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from mlinfra_prefect.lifecycle.context import Context
 
 Place = Literal["process", "foreground"]
 PLACE_VARIABLE = "MLINFRA_KEEPER_PLACE"
-INITIAL_PID_NAMESPACE = 0xEFFFFFFC
-"""The inode of the kernel's first PID namespace (include/linux/proc_ns.h, PROC_PID_INIT_INO)."""
+CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
+"""Files that Docker and Podman put into a container."""
+CONTAINER_WORDS = ("docker", "containerd", "kubepods", "libpod", "lxc", "crio")
+"""In the cgroup of a container's processes."""
+
+
+def place_of(context: Context, environment: str = "dev") -> Place:
+    """Where the keeper lives for an environment of this project.
+
+    Raises:
+        InvalidInput: ``MLINFRA_KEEPER_PLACE`` holds something else.
+    """
+    configured = context.config.environments.get(environment)
+    return detect_place(configured=configured.keeper_place if configured else None)
 
 
 def detect_place(
@@ -25,12 +42,16 @@ def detect_place(
     pid_namespace: Path = Path("/proc/self/ns/pid"),
     init_cgroup: Path = Path("/proc/1/cgroup"),
     own_cgroup: Path = Path("/proc/self/cgroup"),
+    marks: Sequence[Path] = CONTAINER_MARKS,
 ) -> Place:
     """Return where the keeper can live.
 
     Args:
         configured: what the environment's configuration says; ``MLINFRA_KEEPER_PLACE`` goes before it.
-        pid_namespace, init_cgroup, own_cgroup: where the kernel tells; injected by tests.
+        pid_namespace: a file whose inode is the PID namespace's.
+        init_cgroup: of process 1.
+        own_cgroup: of this process.
+        marks: files that stand in containers only.
 
     Raises:
         InvalidInput: the variable holds something else.
@@ -50,14 +71,15 @@ def detect_place(
     except OSError:
         return "foreground"
     # The host's PID namespace may still be seen from a container (docker --pid=host): then its cgroup ends with it.
-    words = ("docker", "containerd", "kubepods", "libpod", "lxc", "crio")
-    for path in (own_cgroup, init_cgroup):
-        try:
-            text = path.read_text()
-        except OSError:
-            continue
-        if any(word in text for word in words) and path == own_cgroup:
-            return "foreground"
-        if path == init_cgroup and "/.." in text:
-            return "foreground"
-    return "process"
+    if any(mark.exists() for mark in marks):
+        return "foreground"
+    own, first = _text(own_cgroup), _text(init_cgroup)
+    # From inside a cgroup namespace the host's process 1 stands above the root.
+    return "foreground" if any(word in own for word in CONTAINER_WORDS) or "/.." in first else "process"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,12 +1,14 @@
 """The watcher: the resident part of the keeper. Standard library only, imports nothing of ours.
 
-It must outlive the flow, stay small (one per home, whatever the number of leases) and have nothing in it that can break.
-So it knows no ledger, no Terraform and no model: it reads *cards* (JSON, schema in `model.card`), notices that a client
-is gone, that a moment has come or that somebody wakes it, and spawns an *operation process* that does the work. Killed
-at any moment it loses nothing: the next watcher reads the same cards.
+It must outlive the flow, stay small (one per home, whatever the number of leases) and have nothing in it that can
+break. So it knows no ledger, no Terraform and no model: it reads *cards* (JSON, schema in `model.card`), notices that a
+client is gone, that a moment has come or that somebody wakes it, and spawns an *operation process* that does the work.
+Killed at any moment it loses nothing: the next watcher reads the same cards.
 
 A client is noticed to be gone in two ways, because one alone can be wrong: its named pipe closes (a forked child may
 hold it open), and its process ends (by pid and start time; on Linux a pidfd tells at once).
+
+It is one file, longer than others, because it runs as a script: an interpreter that loads nothing else stays small.
 """
 
 from __future__ import annotations
@@ -24,15 +26,25 @@ import time
 from typing import Any
 
 BUSY = 75
-"""An operation's exit code (EX_TEMPFAIL): not now, ask again."""
-LOCK_LOOK_SECONDS = 0.1
-RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+"""An operation's exit code (EX_TEMPFAIL): not now, ask again soon."""
+BUSY_SECONDS = (0.1, 0.1, 0.2, 0.3, 0.5, 1.0)
+RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
+"""After an operation that failed, or that left its card as due as it was."""
 LOOK_SECONDS = 1.0
 """How often clients are looked at where the kernel has no pidfd."""
+OPERATION_SECONDS = 300.0
+"""How long an operation may take that has recorded no deadline."""
+OVERDUE_SECONDS = 30.0
+"""An operation ends its Terraform at the deadline; this much later the operation itself is ended."""
+RENEWAL_SECONDS = 60.0
+PASS_DELAY_SECONDS = 1.5
+"""A pass of the reaper belongs to every start of a lease, but must not slow it."""
+PASS_PAUSE_SECONDS = 60.0
+TAKE_SECONDS = 2.0
 
 
 def start_time(pid: int) -> str:
-    """The start time of a process as an opaque text, empty when it is gone or a zombie (as `agent.identity` tells it)."""
+    """The start time of a process as an opaque text (that of `agent.identity`), empty when it is gone or a zombie."""
     if os.path.exists("/proc/self/stat"):
         try:
             with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as stream:
@@ -48,7 +60,10 @@ def start_time(pid: int) -> str:
 
 
 def is_held(path: str) -> bool:
-    """Whether any process holds the lock of a file; an absent file is held by none."""
+    """Whether any process holds the lock of a file; an absent file is held by none.
+
+    Looking takes a shared lock for a moment, so whoever takes an exclusive one tries more than once.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -62,13 +77,31 @@ def is_held(path: str) -> bool:
     return False
 
 
+class Process:
+    """An operation process that the watcher started, and when it must be over."""
+
+    def __init__(self, popen: subprocess.Popen[bytes], seconds: float) -> None:
+        self.popen = popen
+        self.until = time.time() + seconds
+
+    def ended(self) -> bool:
+        """Whether it is over; it is no zombie then."""
+        return self.popen.poll() is not None
+
+    def end_if_overdue(self, deadline: float) -> None:
+        """Kill it alone, never what it started: Terraform has a deadline of its own and is not signalled before."""
+        if time.time() > max(self.until, deadline + OVERDUE_SECONDS):
+            self.popen.kill()
+
+
 class Entry:
     """One card on the desk, and what the watcher has noticed about it."""
 
     def __init__(self, card: dict[str, Any], stamp: tuple[int, int]) -> None:
         self.card = card
         self.stamp = stamp
-        self.operation: subprocess.Popen[bytes] | None = None
+        self.operation: Process | None = None
+        self.began_with: dict[str, Any] = {}
         self.wanted = True  # a card that is new to this watcher gets one operation: it takes over, or begins
         self.lost = False
         self.told_lost = False
@@ -77,6 +110,21 @@ class Entry:
         self.pipe: int | None = None
         self.pidfd: int | None = None
         self.client: tuple[int, str] | None = None
+
+    @property
+    def due(self) -> float | None:
+        """The next moment (epoch seconds) at which an operation must run."""
+        due = self.card.get("due")
+        return float(due) if isinstance(due, int | float) else None
+
+    def is_called_for(self, now: float) -> bool:
+        """Whether an operation must run now."""
+        return self.wanted or (self.lost and not self.told_lost) or (self.due is not None and self.due <= now)
+
+    def pause(self, pauses: tuple[float, ...]) -> None:
+        """Wait before the next operation, longer each time."""
+        self.not_before = time.monotonic() + pauses[min(self.failures, len(pauses) - 1)]
+        self.failures += 1
 
     def close(self) -> None:
         """Let go of the client."""
@@ -95,8 +143,11 @@ class Watcher:
         self.home, self.python, self.place = home, python, place
         self.renew_seconds, self.idle_seconds = renew_seconds, idle_seconds
         self.entries: dict[str, Entry] = {}
-        self.renewal: subprocess.Popen[bytes] | None = None
+        self.renewal: Process | None = None
         self.next_renewal = time.monotonic() + renew_seconds
+        self.passing: Process | None = None
+        self.next_pass: float | None = time.monotonic() + PASS_DELAY_SECONDS
+        self.last_pass = 0.0
         self.next_look = 0.0
         self.idle_since = time.monotonic()
         self.me = f"{os.getpid()}:{start_time(os.getpid())}"
@@ -105,132 +156,66 @@ class Watcher:
             os.mkfifo(wake, 0o600)
         # Open for writing too: without a writer of its own, poll() would report a hang-up for ever.
         self.wake = os.open(wake, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.child_read, child_write = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC) if hasattr(os, "pipe2") else os.pipe()
+        self.child_read, child_write = os.pipe()
         os.set_blocking(child_write, False)
         os.set_blocking(self.child_read, False)
         signal.set_wakeup_fd(child_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        self.log = os.open(os.path.join(self.keeper, "operations.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        log = os.path.join(self.keeper, "operations.log")
+        self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def run(self) -> None:
-        """Watch until nothing is left to watch for a while."""
-        while True:
+        """Watch until nothing is left to watch for a while, or the home is gone."""
+        while os.path.isdir(self.cards):
             self.read_cards()
-            self.reap_operations()
+            self.take_note()
             self.look_at_clients()
             self.start_operations()
-            if self.entries or self.renewal:
+            self.start_renewal()
+            self.start_pass()
+            if self.entries or self.renewal or self.passing or self.next_pass is not None:
                 self.idle_since = time.monotonic()
             elif time.monotonic() - self.idle_since >= self.idle_seconds and self.may_go():
                 return
             self.wait()
 
+    # --- the desk ----------------------------------------------------------------------------------------------------
+
     def read_cards(self) -> None:
         """Take up new and changed cards, drop removed ones."""
         names = set()
-        for item in os.scandir(self.cards):
-            if not item.name.endswith(".json") or item.name.startswith("."):
+        try:
+            listed = list(os.scandir(self.cards))
+        except OSError:
+            return
+        for item in listed:
+            name, dot, kind = item.name.rpartition(".")
+            if not dot or kind != "json" or not name or name[0] == ".":
                 continue
-            name = item.name[:-5]
             names.add(name)
-            try:
-                status = item.stat()
-                stamp = (status.st_mtime_ns, status.st_ino)
-                known = self.entries.get(name)
-                if known is not None and known.stamp == stamp:
-                    continue
-                with open(item.path, encoding="utf-8") as stream:
-                    card = json.load(stream)
-            except (OSError, ValueError):
-                continue  # it is being replaced: the next look reads it whole
-            if known is None:
-                self.entries[name] = Entry(card, stamp)
-            else:
-                known.card, known.stamp = card, stamp
-            self.take_client(self.entries[name])
+            with contextlib.suppress(OSError, ValueError):  # it is being replaced: the next look reads it whole
+                self.read_card(name, item)
         for name in set(self.entries) - names:
             if self.entries[name].operation is None:
                 self.entries.pop(name).close()
 
-    def take_client(self, entry: Entry) -> None:
-        """Open what tells about the client of a card, when it names another one than before."""
-        pid = entry.card.get("client_pid")
-        client = (int(pid), str(entry.card.get("client_start_time") or "")) if pid else None
-        if client == entry.client:
+    def read_card(self, name: str, item: os.DirEntry[str]) -> None:
+        """Take up one card, when it is new or has changed."""
+        status = item.stat()
+        stamp = (status.st_mtime_ns, status.st_ino)
+        known = self.entries.get(name)
+        if known is not None and known.stamp == stamp:
             return
-        entry.close()
-        entry.client, entry.lost, entry.told_lost = client, False, False
-        if client is None:
+        with open(item.path, encoding="utf-8") as stream:
+            card = json.load(stream)
+        if not isinstance(card, dict):
             return
-        if hasattr(os, "pidfd_open"):
-            with contextlib.suppress(OSError):
-                entry.pidfd = os.pidfd_open(client[0])
-        with contextlib.suppress(OSError):
-            entry.pipe = os.open(str(entry.card.get("client_fifo")), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        self.look_at(entry)
-
-    def look_at(self, entry: Entry) -> None:
-        """Notice whether the client's process is gone."""
-        if entry.client and not entry.lost and start_time(entry.client[0]) != entry.client[1]:
-            entry.lost = True
-
-    def look_at_clients(self) -> None:
-        """Look at every client now and then: the pidfd is quicker, but is not everywhere."""
-        if time.monotonic() < self.next_look:
-            return
-        self.next_look = time.monotonic() + LOOK_SECONDS
-        for entry in self.entries.values():
-            if entry.pidfd is None:
-                self.look_at(entry)
-
-    def reap_operations(self) -> None:
-        """Take note of operations that have ended."""
-        for entry in self.entries.values():
-            if entry.operation is None or entry.operation.poll() is None:
-                continue
-            code, entry.operation = entry.operation.returncode, None
-            if code == 0:
-                entry.failures = 0
-            else:
-                entry.wanted, entry.told_lost = True, False
-                wait = RETRY_SECONDS[min(entry.failures, len(RETRY_SECONDS) - 1)]
-                entry.failures += code != BUSY
-                entry.not_before = time.monotonic() + (RETRY_SECONDS[0] if code == BUSY else wait)
-        if self.renewal is not None and self.renewal.poll() is not None:
-            self.renewal = None
-        self.read_cards()
-
-    def start_operations(self) -> None:
-        """Spawn an operation for each card that needs one, and the renewal of all others."""
-        now, clock = time.time(), time.monotonic()
-        for name, entry in self.entries.items():
-            due = entry.card.get("due")
-            lost = entry.lost and not entry.told_lost
-            if entry.operation or clock < entry.not_before or not (entry.wanted or lost or (due is not None and due <= now)):
-                continue
-            if any(is_held(path) for path in entry.card.get("lock_files", ())):
-                entry.not_before = clock + LOCK_LOOK_SECONDS
-                entry.wanted = True
-                continue
-            arguments = ["step", name] + (["--look-at-client"] if entry.lost or entry.wanted else [])
-            entry.wanted, entry.told_lost = False, entry.told_lost or lost
-            # A card whose moment has come and stays must not spin: the operation moves `due`, or we wait.
-            entry.not_before = clock + RETRY_SECONDS[0]
-            entry.operation = self.spawn(arguments, entry.card.get("env", {}))
-        if clock >= self.next_renewal and self.renewal is None:
-            self.next_renewal = clock + self.renew_seconds
-            names = [name for name, entry in self.entries.items() if entry.card.get("renew") and not entry.lost]
-            if names:
-                self.renewal = self.spawn(["renew", *names], {})
-
-    def spawn(self, arguments: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        """Start an operation process: own session, so that nothing that ends the watcher ends it."""
-        argv = [self.python, "-m", "mlinfra_prefect.keeper.operate", "--home", self.home, "--watcher", self.me,
-                "--place", self.place, *arguments]  # fmt: skip
-        return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True, cwd="/",
-            env={**os.environ, **env},
-        )  # fmt: skip
+        if known is None:
+            known = self.entries[name] = Entry(card, stamp)
+            if self.next_pass is None and time.monotonic() - self.last_pass > PASS_PAUSE_SECONDS:
+                self.next_pass = time.monotonic() + PASS_DELAY_SECONDS
+        known.card, known.stamp = card, stamp
+        self.take_client(known)
 
     def may_go(self) -> bool:
         """Leave the desk, unless a client comes in through the door at this very moment."""
@@ -246,6 +231,149 @@ class Watcher:
             os._exit(0)
         finally:
             os.close(door)
+
+    # --- clients -----------------------------------------------------------------------------------------------------
+
+    def take_client(self, entry: Entry) -> None:
+        """Open what tells about the client of a card, when it names another one than before."""
+        pid = entry.card.get("client_pid")
+        client = (int(pid), str(entry.card.get("client_start_time") or "")) if pid else None
+        if client == entry.client:
+            return
+        entry.close()
+        entry.client, entry.lost, entry.told_lost = client, False, False
+        if client is None:
+            return
+        if hasattr(os, "pidfd_open"):
+            with contextlib.suppress(OSError):
+                entry.pidfd = os.pidfd_open(client[0])
+        self.open_pipe(entry)
+        self.look_at(entry)
+
+    def open_pipe(self, entry: Entry) -> None:
+        """Read the client's pipe; without a writer nothing is told until one has come and gone."""
+        with contextlib.suppress(OSError):
+            entry.pipe = os.open(str(entry.card.get("client_fifo")), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+
+    def look_at(self, entry: Entry) -> None:
+        """Notice whether the client's process is gone."""
+        if entry.client and not entry.lost and start_time(entry.client[0]) != entry.client[1]:
+            entry.lost = True
+
+    def look_at_clients(self) -> None:
+        """Look at every client now and then where the kernel does not tell."""
+        if time.monotonic() < self.next_look:
+            return
+        self.next_look = time.monotonic() + LOOK_SECONDS
+        for entry in self.entries.values():
+            if entry.pidfd is None:
+                self.look_at(entry)
+
+    def notice(self, entry: Entry, descriptor: int) -> None:
+        """A pipe closed or a process ended: the process decides, the pipe only makes us look."""
+        self.look_at(entry)
+        if entry.lost:
+            return
+        os.close(descriptor)
+        if descriptor == entry.pidfd:
+            entry.pidfd = None
+        else:
+            entry.pipe = None
+            if sys.platform == "linux":  # elsewhere a pipe without a writer reports a hang-up again and again
+                self.open_pipe(entry)
+        entry.wanted = True
+
+    # --- operations --------------------------------------------------------------------------------------------------
+
+    def take_note(self) -> None:
+        """Take note of processes that have ended, and end those that are overdue."""
+        ended = []
+        for entry in self.entries.values():
+            if entry.operation is None:
+                continue
+            if entry.operation.ended():
+                ended.append(entry)
+            else:
+                deadline = entry.card.get("operation_deadline")
+                entry.operation.end_if_overdue(float(deadline) if isinstance(deadline, int | float) else 0.0)
+        if ended:
+            self.read_cards()  # what they left there
+        for entry in ended:
+            self.judge(entry)
+        for name in ("renewal", "passing"):
+            process = getattr(self, name)
+            if process is not None:
+                process.end_if_overdue(0.0)
+                if process.ended():
+                    setattr(self, name, None)
+
+    def judge(self, entry: Entry) -> None:
+        """An operation has ended: was it enough, and if not, when is the next one?"""
+        code = entry.operation.popen.returncode if entry.operation else 0
+        entry.operation = None
+        if code != 0:
+            entry.wanted, entry.told_lost = True, False
+            entry.pause(BUSY_SECONDS if code == BUSY else RETRY_SECONDS)
+        elif entry.due is not None and entry.due <= time.time() and entry.card == entry.began_with:
+            entry.pause(RETRY_SECONDS)  # it left everything as it was: asking again at once would ask for ever
+        else:
+            entry.failures = 0
+
+    def start_operations(self) -> None:
+        """Spawn an operation for each card that needs one."""
+        now, clock = time.time(), time.monotonic()
+        for name, entry in self.entries.items():
+            if entry.operation or clock < entry.not_before or not entry.is_called_for(now):
+                continue
+            if any(is_held(str(path)) for path in entry.card.get("lock_files") or ()) and not self.overdue(entry, now):
+                entry.pause(BUSY_SECONDS)  # a Terraform of it runs, whoever started it, and is respected
+                continue
+            entry.began_with = entry.card
+            entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
+            if entry.operation is None:
+                entry.pause(RETRY_SECONDS)
+                continue
+            entry.wanted, entry.told_lost = False, entry.lost
+
+    @staticmethod
+    def overdue(entry: Entry, now: float) -> bool:
+        """Whether what runs is past its deadline, so that an operation must end it."""
+        deadline = entry.card.get("operation_deadline")
+        return isinstance(deadline, int | float) and now > deadline + OVERDUE_SECONDS
+
+    def start_renewal(self) -> None:
+        """Have every lease renewed whose client lives."""
+        clock = time.monotonic()
+        if clock < self.next_renewal or self.renewal is not None:
+            return
+        self.next_renewal = clock + self.renew_seconds
+        names = [name for name, entry in self.entries.items() if entry.card.get("renew") and not entry.lost]
+        if names:
+            self.renewal = self.spawn(["renew", *names], {}, RENEWAL_SECONDS)
+
+    def start_pass(self) -> None:
+        """Have the reaper look through the ledger, in the background and once in a while."""
+        clock = time.monotonic()
+        if self.next_pass is None or clock < self.next_pass or self.passing is not None:
+            return
+        self.next_pass, self.last_pass = None, clock
+        self.passing = self.spawn(["pass"], {}, RENEWAL_SECONDS)
+
+    def spawn(self, arguments: list[str], env: dict[str, str], seconds: float) -> Process | None:
+        """Start an operation process, in a session of its own: what ends the watcher spares it. None: it cannot."""
+        argv = [self.python, "-P", "-m", "mlinfra_prefect.keeper.operate", "--home", self.home, "--watcher", self.me,
+                "--place", self.place, *arguments]  # fmt: skip
+        try:
+            started = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log, start_new_session=True, cwd="/",
+                env={**os.environ, **env},
+            )  # fmt: skip
+        except OSError as error:  # no memory, no processes, no interpreter any more: this may pass
+            os.write(self.log, f"{arguments[0]}: cannot be started: {error}\n".encode())
+            return None
+        return Process(started, seconds)
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(self) -> None:
         """Sleep until something happens or the next moment has come."""
@@ -268,18 +396,6 @@ class Watcher:
             else:
                 self.notice(by_descriptor[descriptor], descriptor)
 
-    def notice(self, entry: Entry, descriptor: int) -> None:
-        """A pipe closed or a process ended: the process decides, the pipe only makes us look."""
-        self.look_at(entry)
-        if entry.lost:
-            return
-        os.close(descriptor)
-        if descriptor == entry.pipe:
-            entry.pipe = None
-        else:
-            entry.pidfd = None
-        entry.wanted = True
-
     def woken(self) -> None:
         """Read who is to be looked at."""
         with contextlib.suppress(BlockingIOError):
@@ -291,32 +407,35 @@ class Watcher:
     def patience(self) -> float:
         """Seconds until the next moment at which something must be looked at."""
         now, clock = time.time(), time.monotonic()
-        moments = [max(0.0, self.next_renewal - clock), 60.0]
+        moments = [self.next_renewal - clock, 60.0]
+        if self.next_pass is not None:
+            moments.append(self.next_pass - clock)
         if not self.entries:
             moments.append(self.idle_seconds)
         for entry in self.entries.values():
-            if entry.operation is not None:
-                continue
-            due = entry.card.get("due")
-            if entry.wanted or (entry.lost and not entry.told_lost):
-                moments.append(max(0.0, entry.not_before - clock))
-            if due is not None:
-                moments.append(max(due - now, entry.not_before - clock, 0.0))
             if entry.client and entry.pidfd is None and not entry.lost:
                 moments.append(LOOK_SECONDS)
+            if entry.operation is not None:
+                continue
+            if entry.wanted or (entry.lost and not entry.told_lost):
+                moments.append(entry.not_before - clock)
+            elif entry.due is not None:
+                moments.append(max(entry.due - now, entry.not_before - clock))
         return max(0.001, min(moments))
 
 
 def take_desk(descriptor: int) -> bool:
     """Take the lock of the desk; False when another watcher has it. Those who only look hold it for a moment."""
-    for _ in range(50):
+    until = time.monotonic() + TAKE_SECONDS
+    while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            time.sleep(0.01)
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.005)
         else:
             return True
-    return False
 
 
 def main() -> None:
@@ -328,8 +447,8 @@ def main() -> None:
     parser.add_argument("--renew-seconds", type=float, required=True)
     parser.add_argument("--idle-seconds", type=float, required=True)
     arguments = parser.parse_args()
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_IGN)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which every training would inherit
     ready, tell = os.pipe()
     if os.fork():
         # The one who started us waits here: then a watcher watches (ours, or the one that was faster).
@@ -343,7 +462,8 @@ def main() -> None:
     if not take_desk(desk):
         os.write(tell, b"1")
         return
-    watcher = Watcher(arguments.home, arguments.python, arguments.place, arguments.renew_seconds, arguments.idle_seconds)
+    options = (arguments.python, arguments.place, arguments.renew_seconds, arguments.idle_seconds)
+    watcher = Watcher(arguments.home, *options)
     scratch = os.path.join(keeper, f".watch.{os.getpid()}")
     with open(scratch, "w", encoding="utf-8") as stream:
         json.dump({"pid": os.getpid(), "start_time": start_time(os.getpid()), "place": arguments.place}, stream)
@@ -354,4 +474,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -9,6 +9,7 @@ import getpass
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from mlinfra_prefect.lifecycle.platform import Platform
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
 from mlinfra_prefect.model.marks import common_marks, marks
-from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine
+from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine, recorded_engine
 
 LOCK_NAME = "lock"
 """The file of a stack whose lock every Terraform of it inherits (`terraform.Stack.lock_file`)."""
@@ -36,6 +37,8 @@ class Context:
         if sys.platform == "win32":
             raise UnsupportedHere("Windows is not supported: use WSL 2, which is Linux.")
         self.home = (home or Home.from_environment()).ensure()
+        self.tell: Callable[[KeptRecord], None] = lambda _: None
+        """Called when an operation was recorded and is about to begin; the keeper lays a fresh card."""
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -66,7 +69,11 @@ class Context:
     @cached_property
     def actor(self) -> str:
         """Who acts, for the ledger's history."""
-        return f"{getpass.getuser()}@{socket.gethostname()}/{os.getpid()}"
+        try:
+            user = getpass.getuser()
+        except (KeyError, OSError):  # a container's user may have a number only
+            user = str(os.getuid())
+        return f"{user}@{socket.gethostname()}/{os.getpid()}"
 
     def platform(self, name: str) -> Platform:
         """Return a platform by name.
@@ -88,7 +95,8 @@ class Context:
         """Open the Terraform stack of one attempt."""
         # The agent is started by Terraform and runs pip, so pip's own settings travel through both.
         env = {**allowlist.inherited(pip=True), **marks(record, attempt)}
-        return Stack(directory, engine=self.engine, slots=self.slots, env=env)
+        # What one engine made another one may not be able to destroy.
+        return Stack(directory, engine=recorded_engine(directory) or self.engine, slots=self.slots, env=env)
 
     def open_scratch_stack(self, directory: Path) -> Stack:
         """Open a stack that is planned and thrown away."""

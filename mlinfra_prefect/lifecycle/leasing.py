@@ -14,12 +14,14 @@ from mlinfra_prefect.errors import AlreadyExists, LeaseHeld, QuotaExceeded
 from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.planning import admitted, choose_offer
+from mlinfra_prefect.local.process import is_provably_dead
 from mlinfra_prefect.model.environment import longest_life_seconds
-from mlinfra_prefect.model.lease import Client, LeaseRecord, State
+from mlinfra_prefect.model.lease import Client, LeaseRecord
 from mlinfra_prefect.model.names import lease_base, lease_id
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.request import TrainingRequest
 
+TRIES = 8
 RENEW_SECONDS = 30.0
 """How often the keeper renews."""
 TTL_SECONDS = 4 * RENEW_SECONDS
@@ -55,7 +57,9 @@ def ask(
     key: Key,
     owner: Owner,
     client: Client,
-    is_dead: Callable[[ProcessIdentity], bool],
+    is_dead: Callable[[ProcessIdentity], bool] = is_provably_dead,
+    announce: Callable[[LeaseRecord], None] = lambda _: None,
+    withdraw: Callable[[LeaseRecord], None] = lambda _: None,
 ) -> Asked:
     """Write a lease record, or adopt the live one of the same key.
 
@@ -66,6 +70,8 @@ def ask(
         owner: who asks, for listings.
         client: who the lease is for.
         is_dead: whether another client's process is provably dead.
+        announce: called with the record before it is written: the keeper may expect it.
+        withdraw: called with an announced record that was not written.
 
     Returns:
         The durable record; nothing has been created for it yet.
@@ -78,12 +84,14 @@ def ask(
     request = admitted(context, request)
     _, offer = choose_offer(context, request)
     ledger = context.ledger
-    for _ in range(8):
+    for _ in range(TRIES):
         rounds = ledger.rounds(key.base)
         last = rounds[-1].record if rounds else None
         if isinstance(last, LeaseRecord) and last.live:
-            return Asked(_adopt(context, last, owner=owner, client=client, is_dead=is_dead), adopted=True)
-        _check_cap(context, request)
+            adopted = _adopt(context, last, owner=owner, client=client, is_dead=is_dead)
+            if adopted is not None:
+                return Asked(adopted, adopted=True)
+            continue  # it began to go meanwhile: the next round starts at once
         now = ledger.now()
         record = LeaseRecord(
             id=lease_id(key.base, len(rounds) + 1),
@@ -101,12 +109,34 @@ def ask(
             request_hash=request.hash,
             deadline=now + timedelta(seconds=longest_life_seconds(request, offer.usd_per_hour)),
         )
+        announce(record)
         try:
-            ledger.create(record, actor=context.actor, reason="asked for")
+            _create(context, record)
         except AlreadyExists:
             continue  # another runner of the same flow run was faster: look at what it wrote
+        except BaseException:
+            withdraw(record)
+            raise
         return Asked(record, adopted=False)
     raise LeaseHeld(f"The lease {key.base} changes faster than it can be read.", "Try again.")
+
+
+def _create(context: Context, record: LeaseRecord) -> None:
+    """Write the record, and with it one of the places that its environment has for leases, all or nothing."""
+    cap = context.config.environment(record.environment).caps.max_leases
+    places = [f"lease-of:{record.environment}:{number}" for number in range(1, cap + 1)] if cap is not None else [""]
+    for place in places:
+        if place and context.ledger.holder(place) is not None:
+            continue
+        try:
+            context.ledger.create(record, actor=context.actor, reason="asked for", holds=(place,) if place else ())
+        except LeaseHeld:
+            continue  # somebody else was faster
+        return
+    raise QuotaExceeded(
+        f"environment: {record.environment!r} has {cap} leases that are not released, and its cap is {cap}.",
+        "`mlinfra-prefect ps` shows them; release one, or raise max_leases.",
+    )
 
 
 def _adopt(
@@ -116,37 +146,23 @@ def _adopt(
     owner: Owner,
     client: Client,
     is_dead: Callable[[ProcessIdentity], bool],
-) -> LeaseRecord:
+) -> LeaseRecord | None:
+    """Make a live lease this client's; None when it is not live any more."""
+
     def change(record: object) -> LeaseRecord | None:
-        assert isinstance(record, LeaseRecord)  # noqa: S101 (a base is never shared by two kinds)
+        assert isinstance(record, LeaseRecord)  # a base is never shared by two kinds
+        if not record.live:
+            return None
         before = record.client
-        same = before.process is not None and client.process is not None and before.process == client.process
-        gone = before.ended_at is not None or before.lost_at is not None
-        if before.kind == "process" and before.process and not same and not gone and not is_dead(before.process):
+        gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < context.ledger.now()
+        if before.process and before.process != client.process and not gone and not is_dead(before.process):
             raise LeaseHeld(
                 f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "
                 f"{before.process.host} is alive or cannot be proven dead.",
                 "Wait for it, or release it: mlinfra-prefect release " + record.id,
             )
-        return record.revised(client=client, owner=owner, reason="adopted by a retry of the same flow run")
+        # Whatever was decided because the former client was lost is void: the lease has a client again.
+        return record.revised(client=client, owner=owner, keep_until=None, reason="")
 
     adopted = revise(context.ledger, last.id, change, actor=context.actor, reason="adopted by a retry of the same run")
-    if not isinstance(adopted, LeaseRecord) or not adopted.live:
-        raise LeaseHeld(f"Lease {last.id} began to go while it was being adopted.", "Try again: the next round starts.")
-    return adopted
-
-
-def _check_cap(context: Context, request: TrainingRequest) -> None:
-    cap = context.config.environment(request.environment).caps.max_leases
-    if cap is None:
-        return
-    states = [state for state in State if state is not State.RELEASED]
-    held = sum(
-        isinstance(seen.record, LeaseRecord) and seen.record.environment == request.environment
-        for seen in context.ledger.records(states=states)
-    )
-    if held >= cap:
-        raise QuotaExceeded(
-            f"environment: {request.environment!r} has {held} leases that are not released; its cap is {cap}.",
-            "`mlinfra-prefect ps` shows them; release one, or raise max_leases.",
-        )
+    return adopted if isinstance(adopted, LeaseRecord) and adopted.live else None

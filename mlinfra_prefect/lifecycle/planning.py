@@ -76,7 +76,7 @@ def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[s
         stack=stack_input.name,
         engine=f"{context.engine.name} {context.engine.version}",
         resources=tuple(
-            PlannedResource(address=change.address, type=change.type, action=change.action) for change in planned.changes
+            PlannedResource(address=each.address, type=each.type, action=each.action) for each in planned.changes
         ),
         max_minutes=max(1, int(seconds // 60)),
         estimate_usd=round(seconds / 3600 * offer.usd_per_hour * request.nodes, 4),

@@ -21,8 +21,11 @@ from mlinfra_prefect.model.stack import JobStatus, StackInput
 class Node(Protocol):
     """A machine in a lease, spoken to through its agent's mailbox."""
 
+    def lives(self) -> bool:
+        """Whether the agent is there, though it may hang or be ending. Returns at once."""
+
     def alive(self) -> bool:
-        """Whether the agent lives and beats."""
+        """Whether the agent lives and beats; a silent one is looked at for some seconds."""
 
     def why_gone(self) -> str:
         """What the agent last said about its end."""
@@ -31,6 +34,9 @@ class Node(Protocol):
         self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
     ) -> AbstractContextManager[None]:
         """Hand over a staged job; answer its question for secrets while the block runs."""
+
+    def answering(self, job_id: str, secrets: Mapping[str, str]) -> AbstractContextManager[None]:
+        """Answer the question for secrets of a job that was handed over before, while the block runs."""
 
     def status(self, job_id: str) -> JobStatus | None:
         """What the agent says of a job; None before it has said anything."""
@@ -56,6 +62,10 @@ class Platform(Protocol):
     def consistency_seconds(self) -> float:
         """How long after the last call something may still appear (rule R7)."""
 
+    @property
+    def found_by_mark(self) -> bool:
+        """Whether `sweep` finds everything that its stacks make, so that no release waits for a state that is lost."""
+
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """Every way to meet a request, best first; those that cannot be taken say why."""
 
@@ -65,8 +75,13 @@ class Platform(Protocol):
     def plan_stack(self) -> StackInput:
         """The same stack with placeholders, for plans made before any lease exists."""
 
-    def check_up(self, record: KeptRecord, attempt: Attempt, deadline: float) -> None:
-        """Raise unless what was applied exists and works; waits for servers until `deadline` (epoch seconds)."""
+    def check_up(
+        self, record: KeptRecord, attempt: Attempt, deadline: float, wanted: Callable[[], bool] = lambda: True
+    ) -> None:
+        """Raise unless what was applied exists and works.
+
+        Waits for servers until `deadline` (epoch seconds), and no longer than they are `wanted`.
+        """
 
     def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:
         """Whether it still lives."""

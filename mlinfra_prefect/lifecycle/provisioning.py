@@ -7,22 +7,24 @@ claim: an attempt is *up* when the platform says that what was applied exists.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.errors import (
-    BudgetExceeded,
-    CapacityUnavailable,
-    InvalidInput,
+    KeeperUnavailable,
     LeaseLost,
     MlinfraError,
     PermanentError,
+    TemporaryError,
+    TerraformFailed,
 )
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.clients import look_at_client, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.marking import begin_release, current, mark_attempt
 from mlinfra_prefect.lifecycle.planning import choose_offer
+from mlinfra_prefect.lifecycle.releasing import release_attempt
 from mlinfra_prefect.model.lease import Attempt, AttemptState, EndpointRecord, LeaseRecord, State
 from mlinfra_prefect.model.offer import Offer
 
@@ -31,188 +33,166 @@ PROVISION_SECONDS = 900.0
 MAX_ATTEMPTS = 2
 """How many attempts a lease makes on the local platform before it gives up."""
 
-Note = Callable[..., KeptRecord]
-
-
-def noting(context: Context, record_id: str, generation: int) -> Note:
-    """Return a function that changes one record under one fencing generation."""
-
-    def note(reason: str, **changes: Any) -> KeptRecord:
-        def change(record: KeptRecord) -> KeptRecord:
-            return record.revised(**changes)
-
-        return revise(
-            context.ledger, record_id, change, actor=context.actor, reason=reason, generation=generation
-        )
-
-    return note
-
-
-def change_attempt(context: Context, record: KeptRecord, number: int, reason: str, **changes: Any) -> KeptRecord:
-    """Change one attempt of a record under the record's generation; returns the record as it stands now."""
-
-    def change(current: KeptRecord) -> KeptRecord:
-        attempts = tuple(a.revised(**changes) if a.number == number else a for a in current.attempts)
-        return current.revised(attempts=attempts)
-
-    return revise(
-        context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation
-    )
-
 
 def provision(context: Context, record: KeptRecord) -> KeptRecord:
     """Bring a requested record up, or leave it `releasing` with the reason.
 
-    Idempotent: an attempt that an earlier operation left half-way is looked at, and kept if what it made is whole.
+    Idempotent: goes on with the attempt that an earlier operation left half-way. What was only planned is planned
+    again; what was applied is looked at, kept if it is whole, and else given back before the next attempt.
 
     Returns:
-        The record: ready, or no longer provisioning because somebody released it or every attempt failed.
+        The record: ready, or no longer provisioning because somebody released it, its client is gone, or every
+        attempt failed.
 
     Raises:
         LeaseLost: a newer keeper took over.
     """
-    attempt = record.attempt
-    if attempt is not None and attempt.state in {AttemptState.PLANNED, AttemptState.APPLYING}:
-        record = _look_at_leftover(context, record, attempt)
-        if record.state is not State.PROVISIONING or record.attempt is None or record.attempt.state is AttemptState.UP:
-            return record
     problem: MlinfraError | None = None
-    while record.state in {State.REQUESTED, State.PROVISIONING} and len(record.attempts) < MAX_ATTEMPTS:
+    while record.state in {State.REQUESTED, State.PROVISIONING}:
+        record = look_at_client(context, record)
+        if not record.live:
+            break
+        attempt = record.attempt
         try:
-            record = _try_attempt(context, record)
+            if attempt is None or attempt.state is AttemptState.RELEASED:
+                if len(record.attempts) >= MAX_ATTEMPTS:
+                    return fail(context, record, problem or _interrupted(record))
+                record = _add_attempt(context, record)
+            elif attempt.state is AttemptState.PLANNED:
+                record = _apply(context, record, attempt)
+            elif attempt.state is AttemptState.APPLYING:
+                record = _look_at_leftover(context, record, attempt)
+            else:
+                record = _abandon(context, record, attempt)
         except LeaseLost:
             raise
-        except MlinfraError as error:
-            problem = error
-            record = _current(context, record)
-            if isinstance(error, PermanentError) or not record.live or isinstance(record, EndpointRecord):
-                break
-            record = _abandon(context, record)
-            continue
-        return record
-    record = _current(context, record)
-    if not record.live or record.state is State.READY:
-        return record
-    if problem is None:
-        problem = CapacityUnavailable(f"{len(record.attempts)} attempts ended before anything was up.")
-    return fail(context, record, problem)
+        except (MlinfraError, OSError) as error:
+            problem = error if isinstance(error, MlinfraError) else TemporaryError(f"Provisioning failed: {error}.")
+            record = _next(context, current(context, record), problem)
+    return record
 
 
 def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
     """Leave a record `releasing` because of a problem that the client will be told."""
-    text = " ".join(str(problem).split())[:500]
-    return _begin_release(context, record, text, error=type(problem).__name__)
+    text = " ".join(str(problem).split())
+    error = type(problem).__name__
+    return begin_release(context, record.id, reason=text, drain=False, error=error, generation=record.generation)
 
 
-def _begin_release(context: Context, record: KeptRecord, reason: str, *, error: str) -> KeptRecord:
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if not current.live:
-            return None
-        return current.revised(
-            state=State.RELEASING, reason=reason, error=error, releasing_at=context.ledger.now(), drain=False
-        )
-
-    return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)
+def _interrupted(record: KeptRecord) -> MlinfraError:
+    return KeeperUnavailable(f"The keeper was ended in each of {len(record.attempts)} attempts before anything was up.")
 
 
-def _current(context: Context, record: KeptRecord) -> KeptRecord:
-    found = context.ledger.read(record.id)
-    if found is None or found.record.generation != record.generation:
-        raise LeaseLost(f"{record.id} was taken over while it was being provisioned.")
-    return found.record
+def _next(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
+    """Give the failed attempt back so that another one can follow, or give up."""
+    record = look_at_client(context, record)
+    if not record.live:
+        return record
+    attempt = record.attempt
+    if isinstance(problem, PermanentError) or isinstance(record, EndpointRecord) or attempt is None:
+        return fail(context, record, problem)
+    try:
+        return _abandon(context, record, attempt)
+    except LeaseLost:
+        raise
+    except (MlinfraError, OSError):
+        return fail(context, record, problem)  # release goes on with it, for ever
 
 
-def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
-    """Keep what an interrupted operation left, if it is whole; else give that attempt back."""
-    stack = context.open_stack(Path(attempt.directory), record, attempt.number)
-    platform = context.platform(record.platform)
-    resources = stack.resources() if Path(attempt.directory).is_dir() and not stack.suspect else ()
-    if resources and platform.is_up(record, attempt):
-        record = change_attempt(
-            context, record, attempt.number, "found whole after an interrupted apply",
-            state=AttemptState.UP, resources=resources, up_at=context.ledger.now(),
-        )  # fmt: skip
-        return _ready(context, record)
-    return _abandon(context, record)
-
-
-def _try_attempt(context: Context, record: KeptRecord) -> KeptRecord:
+def _add_attempt(context: Context, record: KeptRecord) -> KeptRecord:
     offer = _offer_for(context, record)
     number = len(record.attempts) + 1
     place = context.home.record_dir(record.id) / str(number)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    platform = context.platform(record.platform)
-    until = time.time() + PROVISION_SECONDS
-    if record.deadline is not None:
-        until = min(until, record.deadline.timestamp())
-    deadline = datetime.fromtimestamp(until, UTC)
     attempt = Attempt(
         number=number, offer=offer, stack="planned", directory=str(place / "terraform"), node_dir=str(place / "node"),
-        engine=f"{context.engine.name} {context.engine.version}", operation="plan", operation_deadline=deadline,
+        engine=f"{context.engine.name} {context.engine.version}",
     )  # fmt: skip
-    record = _add_attempt(context, record, attempt)
-    stack_input = platform.stack(record, attempt)
-    stack = context.open_stack(Path(attempt.directory), record, number)
-    stack.prepare(stack_input.root_module, stack_input.variables, deadline=until)
-    stack.plan(deadline=until)
-    record = change_attempt(
-        context, record, number, f"applying {stack_input.name}",
-        state=AttemptState.APPLYING, stack=stack_input.name, operation="apply", applied_at=context.ledger.now(),
-    )  # fmt: skip
-    if not record.live:
-        return record  # released while it was planned: nothing exists, so nothing is applied
-    applied = stack.apply(deadline=until)
-    platform.check_up(record, attempt, until)
-    record = change_attempt(
-        context, record, number, "applied and found up",
-        state=AttemptState.UP, resources=applied.resources, operation=None, operation_deadline=None,
-        up_at=context.ledger.now(),
-    )  # fmt: skip
-    return _ready(context, record)
+
+    def change(now: KeptRecord) -> KeptRecord | None:
+        return now.revised(state=State.PROVISIONING, attempts=(*now.attempts, attempt)) if now.live else None
+
+    reason = f"attempt {number}: {offer.type} in {offer.region}"
+    return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)
 
 
 def _offer_for(context: Context, record: KeptRecord) -> Offer:
     if isinstance(record, LeaseRecord):
-        try:
-            return choose_offer(context, record.request)[1]
-        except (InvalidInput, BudgetExceeded, CapacityUnavailable):
-            raise
+        return choose_offer(context, record.request)[1]
     return Offer(type="local", region="local", market="on-demand", usd_per_hour=0.0, gpus=0)
 
 
-def _add_attempt(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if not current.live:
-            raise LeaseLost(f"{current.id} was released before attempt {attempt.number} began.")
-        return current.revised(state=State.PROVISIONING, attempts=(*current.attempts, attempt))
-
-    return revise(
-        context.ledger, record.id, change, actor=context.actor,
-        reason=f"attempt {attempt.number}: {attempt.offer.type} in {attempt.offer.region}", generation=record.generation,
+def _apply(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
+    """Plan an attempt and apply that very plan."""
+    until = time.time() + PROVISION_SECONDS
+    if record.deadline is not None:
+        until = min(until, record.deadline.timestamp())
+    record = mark_attempt(
+        context, record, attempt.number, f"planning attempt {attempt.number}", only_live=True,
+        operation="plan", operation_deadline=datetime.fromtimestamp(until, UTC),
     )  # fmt: skip
+    context.tell(record)
+    platform = context.platform(record.platform)
+    directory = Path(attempt.directory)
+    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    stack_input = platform.stack(record, attempt)
+    stack = context.open_stack(directory, record, attempt.number)
+    stack.prepare(stack_input.root_module, stack_input.variables, deadline=until)
+    stack.plan(deadline=until)
+    record = look_at_client(context, record)
+    if record.live:
+        record = mark_attempt(
+            context, record, attempt.number, f"applying {stack_input.name}", only_live=True,
+            state=AttemptState.APPLYING, stack=stack_input.name, operation="apply", applied_at=context.ledger.now(),
+        )  # fmt: skip
+    if not record.live:
+        return record  # released while it was planned: nothing exists, so nothing is applied
+    applied = stack.apply(deadline=until)
+    platform.check_up(record, attempt, until, still_wanted(context, record))
+    return _up(context, record, attempt, "applied and found up", applied.resources)
 
 
-def _ready(context: Context, record: KeptRecord) -> KeptRecord:
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if not current.live:
-            return None
-        now = context.ledger.now()
-        changes: dict[str, Any] = {"state": State.READY, "reason": "", "ready_at": now}
-        if isinstance(current, EndpointRecord):
-            changes["versions"] = tuple(v.revised(state="serving") for v in current.versions)
-        return current.revised(**changes)
+def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
+    """Keep what an interrupted apply left, if it is whole; else give that attempt back."""
+    stack = context.open_stack(Path(attempt.directory), record, attempt.number)
+    platform = context.platform(record.platform)
+    try:
+        resources = () if stack.suspect else stack.resources()
+    except TerraformFailed:
+        resources = ()  # it cannot be read, so nothing of it can be kept
+    if not resources or not platform.is_up(record, attempt):
+        return _abandon(context, record, attempt)
+    until = attempt.operation_deadline.timestamp() if attempt.operation_deadline else time.time() + PROVISION_SECONDS
+    platform.check_up(record, attempt, until, still_wanted(context, record))
+    return _up(context, record, attempt, "found whole after an interrupted apply", resources)
 
-    return revise(context.ledger, record.id, change, actor=context.actor, reason="ready", generation=record.generation)
+
+def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, resources: tuple[str, ...]) -> KeptRecord:
+    """The attempt is up and the record ready, in one write: an operation that dies here leaves no attempt behind."""
+    record = look_at_client(context, record)
+
+    def change(now: KeptRecord) -> KeptRecord:
+        moment = context.ledger.now()
+        up = {
+            "state": AttemptState.UP, "resources": resources, "operation": None, "operation_deadline": None,
+            "up_at": moment,
+        }  # fmt: skip
+        changes: dict[str, Any] = {
+            "attempts": tuple(a.revised(**up) if a.number == attempt.number else a for a in now.attempts)
+        }
+        if now.live:
+            changes |= {"state": State.READY, "reason": "", "ready_at": moment}
+            if isinstance(now, EndpointRecord):
+                changes["versions"] = tuple(v.revised(state="serving") for v in now.versions)
+        return now.revised(**changes)
+
+    return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)
 
 
-def _abandon(context: Context, record: KeptRecord) -> KeptRecord:
-    """Give the latest attempt back before the next one begins."""
-    from mlinfra_prefect.lifecycle.releasing import release_attempt
-
-    attempt = record.attempt
-    if attempt is None or attempt.state is AttemptState.RELEASED:
+def _abandon(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
+    """Give an attempt back before the next one begins."""
+    if attempt.state is AttemptState.RELEASED:
         return record
-    return release_attempt(context, record, attempt, until=time.time() + PROVISION_SECONDS)
+    return release_attempt(context, record, attempt.number)
 
 
 def renewed(record: KeptRecord, now: datetime, ttl_seconds: float) -> KeptRecord | None:

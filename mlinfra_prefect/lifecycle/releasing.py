@@ -1,55 +1,40 @@
 """Release: idempotent, fenced, resumable and ordered; it never says `released` with anything left.
 
-The order is the promise: mark, drain (checkpoint and upload, bounded), stop the meter, destroy each attempt, sweep, look
-again, receipt. One undeletable attempt never stops the others (rule R9); what fails is tried again for ever.
+The order is the promise: mark, drain (checkpoint and upload, bounded), stop the meter, keep what is finished, destroy
+each attempt, sweep, look again, receipt. One undeletable attempt never stops the others (rule R9); what fails is tried
+again for ever. Every step is recorded with its deadline before it begins, so that the next operation can go on.
 """
 
 from __future__ import annotations
 
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError, NotYetDestroyed
-from mlinfra_prefect.ledger import KeptRecord, revise
-from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.provisioning import change_attempt
-from mlinfra_prefect.lifecycle.training import collect_all
-from mlinfra_prefect.model.lease import LIVE, Attempt, AttemptState, EndpointRecord, LeaseRecord, State
-from mlinfra_prefect.model.receipt import Receipt, Search
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, NotYetDestroyed, TerraformFailed
+from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle.collecting import collect_all
+from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
+from mlinfra_prefect.lifecycle.marking import attempt_of, current, mark, mark_attempt
+from mlinfra_prefect.lifecycle.receipts import write_receipt
+from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
+from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Search
+from mlinfra_prefect.terraform import Stack, in_flight
 
 DESTROY_SECONDS = 600.0
 """The deadline of destroying one attempt."""
 UPLOAD_SECONDS = 60.0
 """What a drain may take beyond the grace, for uploads."""
+COLLECT_SECONDS = 3600.0
+"""What storing the finished artifacts may take: they are copied and hashed on this host."""
 STUCK_AFTER = 3
 """Failed passes after which a lease is `stuck`: shown in red, still retried for ever."""
 BACKOFF_SECONDS = (1.0, 2.0, 5.0, 15.0, 60.0, 300.0)
 """Between release passes; the last one for ever."""
-
-
-def begin_release(context: Context, record_id: str, *, reason: str, drain: bool = True) -> KeptRecord:
-    """Mark a record as releasing: one small write, from any process. Idempotent; an absent record is an error.
-
-    Args:
-        context: where.
-        record_id: which lease or endpoint.
-        reason: for the history and the receipt.
-        drain: whether the node gets *checkpoint now* first.
-
-    Returns:
-        The record as it stands: releasing, or further on already.
-
-    Raises:
-        NotFound: there is none of that id.
-    """
-
-    def change(current: KeptRecord) -> KeptRecord | None:
-        if current.state not in LIVE:
-            return None
-        return current.revised(state=State.RELEASING, reason=reason, releasing_at=context.ledger.now(), drain=drain)
-
-    return revise(context.ledger, record_id, change, actor=context.actor, reason=reason)
+MOST_SWEEPS = 4
+DRAIN_POLL_SECONDS = 0.05
 
 
 def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
@@ -58,143 +43,182 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
     Raises:
         LeaseLost: a newer keeper took over: nothing more was touched.
     """
+    record = current(context, record)
     if record.state is State.STUCK:
-        record = _mark(context, record, "another pass", state=State.RELEASING)
-    problems: list[str] = []
+        record = mark(context, record, "another pass", state=State.RELEASING)
+    left = [attempt.number for attempt in record.attempts if attempt.state is not AttemptState.RELEASED]
     if record.drain and isinstance(record, LeaseRecord):
-        _drain(context, record)
+        record = _drain(context, record)
+    problems: list[str] = []
+    record = _each(context, record, left, _stop_meter, problems)
+    if left and isinstance(record, LeaseRecord) and record.jobs:
+        _note(context, record, left[-1], "collect", time.time() + COLLECT_SECONDS)
+        collect_all(context, record)
+    record = _each(context, record, left, _destroy, problems)
+    searches: list[Search] = []
+    if not terraform_runs(record):
+        searches = _sweep(context, record)  # also beside an attempt that cannot be destroyed: what runs costs money
+        still = [name for search in searches[-CLEAN_SWEEPS:] for name in search.found]
+        if still:
+            problems.append(f"still there: {', '.join(dict.fromkeys(still))}")
+    if problems:
+        return _failed(context, record, "; ".join(dict.fromkeys(problems)))
     for attempt in record.attempts:
-        if attempt.state is AttemptState.RELEASED:
-            continue
+        context.platform(record.platform).tidy(record, attempt)
+    return write_receipt(context, record, searches)
+
+
+def _each(
+    context: Context,
+    record: KeptRecord,
+    numbers: list[int],
+    step: Callable[[Context, KeptRecord, int], KeptRecord],
+    problems: list[str],
+) -> KeptRecord:
+    """Take a step for each attempt; what fails for one is noted and does not stop the others."""
+    for number in numbers:
         try:
-            record = release_attempt(context, record, attempt, until=time.time() + DESTROY_SECONDS)
+            record = step(context, record, number)
         except LeaseLost:
             raise
-        except MlinfraError as error:
-            problems.append(f"attempt {attempt.number}: {' '.join(str(error).split())}")
-    searches: list[Search] = []
-    platform = context.platform(record.platform)
-    if not problems:
-        searches = [platform.sweep(record)]
-        # Three looks at most: what the first one ended must not be found by the last two.
-        while len(searches) < 2 or (any(s.found for s in searches[-2:]) and len(searches) < 4):
-            time.sleep(platform.consistency_seconds)
-            searches.append(platform.sweep(record))
-        if any(search.found for search in searches[-2:]):
-            problems.append(f"still there: {', '.join(searches[-1].found)}")
-    if problems:
-        return _failed(context, record, "; ".join(problems))
-    for attempt in record.attempts:
-        platform.tidy(record, attempt)
-    return _released(context, record, searches)
+        except (MlinfraError, OSError) as error:
+            problems.append(f"attempt {number}: {error}")
+    return record
 
 
-def release_attempt(context: Context, record: KeptRecord, attempt: Attempt, *, until: float) -> KeptRecord:
-    """Stop the meter of one attempt and destroy it. Idempotent.
+def release_attempt(context: Context, record: KeptRecord, number: int) -> KeptRecord:
+    """Stop the meter of one attempt and destroy it, while the record itself may go on. Idempotent.
 
     Raises:
         NotYetDestroyed: something of it is left.
         TerraformFailed, OperationTimedOut: as the driver says.
+        LeaseLost: a newer keeper took over.
     """
-    platform = context.platform(record.platform)
-    if attempt.state is not AttemptState.RELEASING:
-        record = change_attempt(
-            context, record, attempt.number, f"giving attempt {attempt.number} back",
-            state=AttemptState.RELEASING, operation="destroy",
-        )  # fmt: skip
-    platform.stop_meter(record, attempt)
-    created, destroyed = attempt.resources, attempt.destroyed
-    place = Path(attempt.directory)
+    return _destroy(context, _stop_meter(context, record, number), number)
+
+
+def record_failed_pass(context: Context, record: KeptRecord, why: str) -> KeptRecord:
+    """Count a pass that failed in a way that nobody foresaw."""
+    return _failed(context, current(context, record), why)
+
+
+def _note(context: Context, record: KeptRecord, number: int, operation: str, until: float) -> KeptRecord:
+    """Record an operation and its deadline (epoch seconds) before it begins; nothing is begun that is not ours."""
+    attempt = attempt_of(record, number)
+    if attempt.state is AttemptState.RELEASED:
+        return current(context, record)
+    record = mark_attempt(
+        context, record, number, f"attempt {number}: {operation}",
+        operation=operation, operation_deadline=datetime.fromtimestamp(until, UTC),
+    )  # fmt: skip
+    context.tell(record)
+    return record
+
+
+def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
+    """*Checkpoint now*, and wait for the end of the training and its upload. Bounded; never past the hard deadline."""
+    attempt = record.attempt
+    if attempt is None or attempt.state is not AttemptState.UP:
+        return record
+    until = min(time.time() + record.request.grace_seconds + UPLOAD_SECONDS, record.deadline.timestamp())
+    if attempt.operation == "drain" and attempt.operation_deadline is not None:
+        until = attempt.operation_deadline.timestamp()  # begun by an operation that was killed: no longer for that
+    if until <= time.time():
+        return record
+    noted = _note(context, record, attempt.number, "drain", until)
+    node = context.platform(record.platform).node(attempt)
+    if node.alive():
+        node.stop(None, grace_seconds=min(record.request.grace_seconds, max(0.1, until - time.time())))
+        while time.time() < until and node.lives():
+            statuses = [node.status(job) for job in node.jobs()]
+            if all(status is not None and status.ended for status in statuses):
+                break
+            time.sleep(DRAIN_POLL_SECONDS)
+    return noted
+
+
+def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord:
+    attempt = attempt_of(record, number)
+    record = mark_attempt(
+        context, record, number, f"attempt {number}: stopping the meter",
+        state=AttemptState.RELEASING, operation="stop the meter",
+        operation_deadline=context.ledger.now() + timedelta(seconds=DESTROY_SECONDS),
+    )  # fmt: skip
+    context.platform(record.platform).stop_meter(record, attempt)
+    return record
+
+
+def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
+    attempt = attempt_of(record, number)
+    until = time.time() + DESTROY_SECONDS
+    platform, place = context.platform(record.platform), Path(attempt.directory)
+    created, destroyed, how = attempt.resources, attempt.destroyed, "is destroyed"
     if place.is_dir():
-        stack = context.open_stack(place, record, attempt.number)
-        created = created or stack.resources()
-        done = stack.destroy(deadline=until)
-        destroyed = tuple(dict.fromkeys((*destroyed, *done.destroyed)))
-        if done.remaining:
-            raise NotYetDestroyed(f"{record.id}/{attempt.number} still has {', '.join(done.remaining)}.")
-    return change_attempt(
-        context, record, attempt.number, f"attempt {attempt.number} is destroyed",
-        state=AttemptState.RELEASED, resources=created, destroyed=destroyed or created, operation=None,
+        record = _note(context, record, number, "destroy", until)
+        stack = context.open_stack(place, record, number)
+        named = _named(stack)
+        if named is None and platform.found_by_mark:
+            how = "has a state that cannot be read: what carries its mark decides"
+        else:
+            created = _merged(created, named or ())
+            if created != attempt.resources:
+                record = mark_attempt(context, record, number, f"attempt {number}: what it has", resources=created)
+            done = stack.destroy(deadline=until)
+            if done.remaining:
+                raise NotYetDestroyed(f"{record.id}/{number} still has {', '.join(done.remaining)}.")
+            # A state that lost things says nothing about what it does not name.
+            destroyed = _merged(destroyed, done.destroyed if stack.suspect else created)
+    elif attempt.applied_at is not None:
+        if not platform.found_by_mark:
+            raise NotYetDestroyed(f"{record.id}/{number}: its Terraform directory {place} is gone.")
+        how = "has lost its Terraform directory: what carries its mark decides"
+    return mark_attempt(
+        context, record, number, f"attempt {number} {how}",
+        state=AttemptState.RELEASED, resources=created, destroyed=destroyed, operation=None,
         operation_deadline=None, gone_at=context.ledger.now(),
     )  # fmt: skip
 
 
-def _drain(context: Context, record: LeaseRecord) -> None:
-    """*Checkpoint now*, wait for uploads, keep what is finished. Bounded; skipped past the hard deadline."""
-    attempt = record.attempt
-    if attempt is None or attempt.state is not AttemptState.UP:
-        return
-    node = context.platform(record.platform).node(attempt)
-    until = min(time.time() + record.request.grace_seconds + UPLOAD_SECONDS, record.deadline.timestamp())
-    grace = min(record.request.grace_seconds, max(0.1, until - time.time()))
-    if node.alive():
-        node.stop(None, grace_seconds=grace)
-        while time.time() < until and node.alive():
-            statuses = [node.status(job) for job in node.jobs()]
-            if all(status is not None and status.ended for status in statuses):
-                break
-            time.sleep(0.05)
-    collect_all(context, record)
+def _named(stack: Stack) -> tuple[str, ...] | None:
+    """What a state names; None where it cannot be read."""
+    try:
+        return stack.resources()
+    except TerraformFailed:
+        return None
 
 
-def _mark(context: Context, record: KeptRecord, reason: str, **changes: object) -> KeptRecord:
-    return revise(
-        context.ledger, record.id, lambda current: current.revised(**changes),
-        actor=context.actor, reason=reason, generation=record.generation,
-    )  # fmt: skip
+def _merged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*one, *other)))
+
+
+def _sweep(context: Context, record: KeptRecord) -> list[Search]:
+    """Look until the last two looks found nothing, a few times at most (rule R7). Ends what it finds."""
+    platform = context.platform(record.platform)
+    searches = [platform.sweep(record)]
+    while len(searches) < CLEAN_SWEEPS or any(search.found for search in searches[-CLEAN_SWEEPS:]):
+        if len(searches) == MOST_SWEEPS:
+            break
+        time.sleep(platform.consistency_seconds)
+        searches.append(platform.sweep(record))
+    return searches
 
 
 def _failed(context: Context, record: KeptRecord, why: str) -> KeptRecord:
     failures = record.failures + 1
     wait = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
+    told = as_line(" ".join(why.split()))
     state = State.STUCK if failures >= STUCK_AFTER else State.RELEASING
-    return _mark(
-        context, record, f"release pass {failures} failed: {why}"[:500],
+    return mark(
+        context, record, f"release pass {failures} failed: {told}",
         state=state, failures=failures, retry_at=context.ledger.now() + timedelta(seconds=wait),
-        reason=f"{failures} release passes failed: {why}"[:500],
+        reason=as_line(f"{failures} release passes failed: {told}"),
     )  # fmt: skip
 
 
-def _released(context: Context, record: KeptRecord, searches: list[Search]) -> KeptRecord:
-    def change(current: KeptRecord) -> KeptRecord:
-        now = context.ledger.now()
-        up = sum(
-            ((a.gone_at or now) - (a.up_at or a.applied_at or now)).total_seconds() for a in current.attempts if a.applied_at
-        )
-        jobs = current.jobs if isinstance(current, LeaseRecord) else ()
-        trained = sum((j.finished_at - j.started_at).total_seconds() for j in jobs if j.started_at and j.finished_at)
-        served = up if isinstance(current, EndpointRecord) else 0.0
-        receipt = Receipt(
-            kind=current.kind,
-            id=current.id,
-            ledger_id=current.ledger_id,
-            reason=current.reason,
-            attempts=len(current.attempts),
-            created=tuple(f"{a.number}/{r}" for a in current.attempts for r in a.resources),
-            destroyed=tuple(f"{a.number}/{r}" for a in current.attempts for r in a.destroyed),
-            searches=tuple(searches),
-            requested_at=current.created_at,
-            released_at=now,
-            up_seconds=max(0.0, up),
-            trained_seconds=max(0.0, trained),
-            idle_seconds=max(0.0, up - trained - served),
-            cost_usd=round(
-                sum(
-                    ((a.gone_at or now) - a.applied_at).total_seconds() / 3600 * a.offer.usd_per_hour
-                    for a in current.attempts
-                    if a.applied_at
-                ),
-                6,
-            ),
-        )
-        changes: dict[str, object] = {
-            "state": State.RELEASED, "released_at": now, "receipt": receipt, "retry_at": None,
-        }  # fmt: skip
-        if isinstance(current, EndpointRecord):
-            changes["versions"] = tuple(v.revised(state="retired", share=0) for v in current.versions)
-        return current.revised(**changes)
-
-    return revise(
-        context.ledger, record.id, change, actor=context.actor,
-        reason=f"released: {record.reason}"[:500], generation=record.generation,
-    )  # fmt: skip
+def terraform_runs(record: KeptRecord) -> list[Attempt]:
+    """The attempts of a record of which a Terraform process is alive, whoever started it."""
+    return [
+        attempt
+        for attempt in record.attempts
+        if attempt.state is not AttemptState.RELEASED and in_flight(Path(attempt.directory) / LOCK_NAME)
+    ]

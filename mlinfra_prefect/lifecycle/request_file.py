@@ -21,11 +21,13 @@ class _PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", self.peek_event().start_mark)
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not allowed", None)
         return super().compose_node(parent, index)
 
 
-def as_request(given: str | Path | TrainingRequest | Mapping[str, Any] | None, overrides: Mapping[str, Any]) -> TrainingRequest:
+def as_request(
+    given: str | Path | TrainingRequest | Mapping[str, Any] | None, overrides: Mapping[str, Any]
+) -> TrainingRequest:
     """Return the request that is meant, with overrides merged in.
 
     Raises:

@@ -41,7 +41,7 @@ class LocalNode:
         return "pid" in state and identity.is_alive(int(state["pid"]), str(state.get("start_time")))
 
     def alive(self) -> bool:
-        """Whether the agent's process lives and beats. Blocks, for `SECOND_LOOK_SECONDS` at most, where it is silent."""
+        """Whether the agent's process lives and beats. Blocks for `SECOND_LOOK_SECONDS` at most, where it is silent."""
         until = time.monotonic() + SECOND_LOOK_SECONDS
         first = self._state().get("heartbeat")
         while self.lives():
@@ -65,16 +65,24 @@ class LocalNode:
         return str(self._state().get("reason") or "")
 
     @contextmanager
-    def submitted(self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]) -> Iterator[None]:
+    def submitted(
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
+    ) -> Iterator[None]:
         """Hand a staged job to the agent, and answer its question for secrets while the block runs."""
         write_json(staged / "job.json", dict(job))
         target = self._job(job_id)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if secrets:
             make_fifo(staged)
-        serving = serve_secrets(target, secrets) if secrets else None
-        try:
+        with self.answering(job_id, secrets):
             staged.rename(target)
+            yield
+
+    @contextmanager
+    def answering(self, job_id: str, secrets: Mapping[str, str]) -> Iterator[None]:
+        """Answer the question for secrets of a job that was handed over before, while the block runs."""
+        serving = serve_secrets(self._job(job_id), secrets) if secrets else None
+        try:
             yield
         finally:
             if serving is not None:
@@ -83,9 +91,9 @@ class LocalNode:
     def status(self, job_id: str) -> JobStatus | None:
         """Return what the agent says of a job; None before it has said anything."""
         found = _read(self._job(job_id) / "status.json")
-        if found is None:
+        if found is None or "state" not in found:
             return None
-        return JobStatus(**{name: found.get(name) for name in JobStatus.__slots__ if found.get(name) is not None})
+        return JobStatus(**{name: found[name] for name in JobStatus.__slots__ if found.get(name) is not None})
 
     def jobs(self) -> list[str]:
         """Return the ids of all jobs ever handed to it."""
@@ -100,7 +108,8 @@ class LocalNode:
         """Ask for *checkpoint now* (or a kill) of one job, or of all and no new one. Returns at once; idempotent."""
         place = self.directory if job_id is None else self._job(job_id)
         if place.is_dir():
-            write_json(place / "stop.json", {"action": "kill" if kill else "checkpoint", "grace_seconds": grace_seconds})
+            order = {"action": "kill" if kill else "checkpoint", "grace_seconds": grace_seconds}
+            write_json(place / "stop.json", order)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

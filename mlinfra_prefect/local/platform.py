@@ -31,6 +31,7 @@ from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.stack import StackInput
 
+KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
 AGENT_END_SECONDS = 10.0
 """How long an agent may take to end once its grant is revoked, before it is killed."""
 
@@ -56,7 +57,14 @@ class LocalPlatform:
         elif count and sum(_matches(name, kind) for name in have) < count:
             skipped = f"this machine has {_listed(have)}, not {request.accelerator}"
         return (
-            Offer(type="local", region=socket.gethostname(), market="on-demand", usd_per_hour=0.0, gpus=count, skipped=skipped),
+            Offer(
+                type="local",
+                region=socket.gethostname(),
+                market="on-demand",
+                usd_per_hour=0.0,
+                gpus=count,
+                skipped=skipped,
+            ),
         )
 
     def stack(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> StackInput:
@@ -144,7 +152,9 @@ class LocalPlatform:
                 raise EndpointNotReady(f"{error.message} {node.why_gone()} {said}".strip(), error.remedy) from error
             # A stranger that got the port first would answer, too.
             if not node.lives():
-                raise EndpointNotReady(f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why.")
+                raise EndpointNotReady(
+                    f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why."
+                )
 
     def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:
         """Whether the node or the server still lives."""
@@ -167,18 +177,20 @@ class LocalPlatform:
         return process.sweep(record.ledger_id, record.id)
 
     def tidy(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:
-        """Keep a released node's logs and delete the rest of its directory. Idempotent."""
+        """Keep a released node's logs and delete the rest of its directory. Idempotent; files never stop a release."""
         node_dir = Path(attempt.node_dir)
         if not node_dir.is_dir():
             return
         logs = node_dir.parent.parent / "logs"
-        logs.mkdir(mode=0o700, exist_ok=True)
-        for log in node_dir.glob("jobs/*/*"):
-            if log.name in {"log.txt", "events.jsonl", "status.json"} and log.is_file():
-                shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
-        for log in node_dir.glob("*.log"):
-            shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
-        shutil.rmtree(node_dir)
+        with contextlib.suppress(OSError):
+            logs.mkdir(mode=0o700, exist_ok=True)
+            for log in node_dir.glob("jobs/*/*"):
+                if log.name in KEPT_OF_A_JOB and log.is_file() and not log.is_symlink():
+                    shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
+            for log in node_dir.glob("*.log"):
+                shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
+        shutil.rmtree(node_dir, ignore_errors=True)
+        shutil.rmtree(node_dir.parent / "staging", ignore_errors=True)
 
     def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
         """Return a port of the loopback interface that nobody listens on and that no endpoint has reserved.

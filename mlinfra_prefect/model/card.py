@@ -69,5 +69,12 @@ class Card(Record):
         description="Free before an operation may start.",
         examples=[["/home/ada/.mlinfra-prefect/work/l0f3c5d7e9b1a2c4d6e8f-1/1/lock"]],
     )
+    operation_deadline: float | None = Field(
+        default=None,
+        title="Operation's deadline (seconds since the epoch)",
+        description="An operation process that is still there soon after it is ended; None: none was recorded.",
+        ge=0,
+        examples=[1767226500.0],
+    )
 
     model_config = Record.model_config | {"populate_by_name": True, "serialize_by_alias": True}

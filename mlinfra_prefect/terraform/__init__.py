@@ -8,6 +8,7 @@ clouds, or of who is asking.
 
 from __future__ import annotations
 
+from mlinfra_prefect.terraform.bundle import recorded_engine
 from mlinfra_prefect.terraform.engine import Engine, find_engine
 from mlinfra_prefect.terraform.events import Event
 from mlinfra_prefect.terraform.lock import in_flight
@@ -26,4 +27,5 @@ __all__ = [
     "Stack",
     "find_engine",
     "in_flight",
+    "recorded_engine",
 ]

@@ -11,16 +11,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlinfra_prefect.terraform.engine import Engine
 from mlinfra_prefect.terraform.files import private_directory, write_private
 from mlinfra_prefect.terraform.module import LOCK_FILE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
-
-    from mlinfra_prefect.terraform.engine import Engine
 
 BUILTIN = "terraform.io/builtin/terraform"
 NOT_NEEDED = frozenset({"default_tags", "ignore_tags"})
@@ -108,6 +107,16 @@ def write(directory: Path, content: Root, *, engine: Engine, workdir: Path, has_
         "unresolved": list(content.unresolved),
     }
     write_private(directory / "engine.json", json.dumps(about, indent=1, default=str).encode())
+
+
+def recorded_engine(stack_directory: Path) -> Engine | None:
+    """Returns the engine that made a stack, as its bundle names it; None where there is none, or it is gone."""
+    try:
+        about = json.loads((stack_directory / "bundle" / "engine.json").read_bytes())
+        found = Engine(Path(about["path"]), str(about["name"]), str(about["version"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if os.access(found.path, os.X_OK) else None
 
 
 def has_providers(directory: Path) -> bool:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from python_terraform import IsFlagged, Terraform  # type: ignore[import-untyped]
+from python_terraform import IsFlagged, Terraform
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -103,6 +103,10 @@ class Stack:
         applied = any(layout.output.glob("*-apply.out"))
         return applied and not layout.has_backend and not layout.state.exists()
 
+    def mark_suspect(self, reason: str) -> None:
+        """Says that the state can no longer be trusted: a Terraform of it was ended, and not by its starter."""
+        write_private(self._layout.suspect, f"{reason}\n".encode())
+
     def resources(self) -> tuple[str, ...]:
         """Addresses of the managed resources in the state; none where there is no state.
 

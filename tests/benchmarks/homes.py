@@ -27,7 +27,8 @@ from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import State
 from tests.benchmarks.side_by_side import clean_environment
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).resolve().parents[2] / ".cache")
+"""Engines and archives that can be made again; the same for every home, as a user's would be warm."""
 QUIET_SECONDS = 60.0
 TALK_SECONDS = 120.0
 
@@ -101,7 +102,7 @@ class Holder:
 
 
 @contextmanager
-def bench(*, engine: Path | None = None, cache: Path | None = None) -> Iterator[Bench]:
+def bench(*, engine: Path | None = None) -> Iterator[Bench]:
     """Make a home and a project, and give everything back at the end, also after a failure."""
     place = Path(tempfile.mkdtemp(prefix="mlb-"))
     home = Home(place / "home")
@@ -111,7 +112,7 @@ def bench(*, engine: Path | None = None, cache: Path | None = None) -> Iterator[
     (project / "pyproject.toml").write_text('[project]\nname = "bench"\nversion = "0"\n')
     settings = {
         "MLINFRA_HOME": str(home.root),
-        "MLINFRA_CACHE": str(cache or os.environ.get("MLINFRA_TEST_CACHE") or CHECKOUT / ".cache"),
+        "MLINFRA_CACHE": str(CACHE),
         "PREFECT_HOME": str(place / "prefect"),
     }
     if engine is not None:

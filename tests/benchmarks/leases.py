@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from pathlib import Path
 
 from mlinfra_prefect.terraform import find_engine
 from tests.benchmarks.by_hand import ByHand
-from tests.benchmarks.homes import CHECKOUT, bench
+from tests.benchmarks.homes import CACHE, bench
 from tests.benchmarks.lines import Line, differences, ratios
 from tests.benchmarks.side_by_side import Effort
 
@@ -17,19 +16,17 @@ NOTICE_SECONDS = 30.0
 
 
 def engines() -> dict[str, Path]:
-    """The engines of this machine: Terraform where it is on the path, and the embedded one."""
-    found = {}
-    if program := shutil.which("terraform"):
-        found["terraform"] = Path(program)
-    found["embedded"] = find_engine(None, cache_dir=CHECKOUT / ".cache", path="").path
-    return found
+    """The engines of this machine by name: what a lease would take, and the embedded one beside it."""
+    found = [find_engine(None, cache_dir=CACHE), find_engine(None, cache_dir=CACHE, path="")]
+    return {engine.name: engine.path for engine in found}
 
 
 def added(name: str, engine: Path, effort: Effort) -> list[Line]:
     """`lease()` → ready beside the same root by hand.
 
-    Each round: a fresh process leases twice (first with no keeper awake, then with one), then its root is applied by
-    hand in both ways. Imports are not in it (`starts` measures them), and no Prefect server is.
+    Each round: a fresh process leases twice, then its root is applied by hand in both ways. `first` is the first lease
+    of the process, with no keeper awake; `later` the next one, which finds one. Imports are not in it (see `starts`),
+    and no Prefect server is (see `in_a_flow`).
     """
     first: list[float] = []
     second: list[float] = []
@@ -48,9 +45,9 @@ def added(name: str, engine: Path, effort: Effort) -> list[Line]:
             for kept, turn in turns if number % 2 == 0 else reversed(turns):
                 kept.append(turn())
     found = []
-    for which, ours in (("first lease of a process, no keeper awake", first), ("later lease, keeper awake", second)):
-        added_to = f"{name}: seconds that lease to ready adds to its saved plan by hand ({which})"
-        beside = f"{name}: lease to ready / init && apply by hand from nothing ({which})"
+    for which, ours in (("first", first), ("later", second)):
+        added_to = f"{name}, {which}: lease to ready - the same saved plan by hand"
+        beside = f"{name}, {which}: lease to ready / init && apply by hand from nothing"
         found += [
             differences(added_to, ours, saved, aim=ADDED_SECONDS, names="lease | the saved plan by hand"),
             ratios(beside, ours, nothing, aim=1.0, names="lease | init && apply"),
@@ -72,13 +69,13 @@ def ended(effort: Effort) -> list[Line]:
     process: list[float] = []
     destroyed: list[float] = []
     with bench() as here:
-        for _ in effort.each():
-            holder = here.holder("--train")
-            holder.says()
+        holder = here.holder("--train", "--times", str(effort.rounds))
+        for _ in range(effort.rounds):
+            holder.says()  # it is ready
             said = holder.says()
-            holder.end()
             process.append(said["process_gone"])
             destroyed.append(said["destroyed"])
+        holder.end()
     return [
         Line("training finished to node's process gone", "s", tuple(process)),
         Line("training finished to destroyed in the ledger", "s", tuple(destroyed)),

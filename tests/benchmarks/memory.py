@@ -8,8 +8,9 @@ import time
 import psutil
 
 from mlinfra_prefect.keeper.client import entrust, release, wait_released
-from mlinfra_prefect.keeper.desk import is_provably_dead, watcher_identity
+from mlinfra_prefect.keeper.desk import watcher_identity
 from mlinfra_prefect.lifecycle.leasing import Key, ask
+from mlinfra_prefect.local.process import is_provably_dead
 from mlinfra_prefect.model.lease import Client, State
 from mlinfra_prefect.model.names import minted
 from mlinfra_prefect.model.process import Owner

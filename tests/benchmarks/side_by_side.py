@@ -9,13 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-LEAST = 2
 PROCESS_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much to measure: so many rounds, but not longer than so many seconds (yet `LEAST` rounds at least)."""
+    """How much to measure: `rounds`, but no more begin after so many `seconds`; two begin in any case."""
 
     rounds: int
     seconds: float
@@ -24,7 +23,7 @@ class Effort:
         """Number the rounds for as long as there is time."""
         until = time.monotonic() + self.seconds
         for number in range(self.rounds):
-            if number >= LEAST and time.monotonic() > until:
+            if number >= 2 and time.monotonic() > until:
                 return
             yield number
 

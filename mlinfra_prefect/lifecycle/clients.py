@@ -1,0 +1,76 @@
+"""The client of a record, seen by its keeper: whether it is gone, and what is done then (`on_client_lost`)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.local.process import is_provably_dead
+from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
+
+WANTED_SECONDS = 0.25
+"""How often a long wait asks whether anybody still wants what it waits for."""
+
+
+def why_gone(record: KeptRecord) -> str | None:
+    """Say why the client of a record is gone; None while it lives, is nobody by design, or is known to be lost."""
+    client = record.client
+    if client.kind == "none" or client.process is None or client.lost_at is not None:
+        return None
+    if client.ended_at is not None:
+        return "its client ended without releasing it"
+    return "its client was lost" if is_provably_dead(client.process) else None
+
+
+def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
+    """Do what the request says when the client of a record is gone. Returns the record as it stands now.
+
+    A served model has left its client behind: nothing is done.
+
+    Raises:
+        LeaseLost: a newer keeper took the record over.
+    """
+    why = why_gone(record) if record.live else None
+    if why is None or (isinstance(record, EndpointRecord) and record.state is State.READY):
+        return record
+    now = context.ledger.now()
+    lost = record.client.revised(lost_at=now)
+    if not isinstance(record, LeaseRecord):
+        reason = f"{why} before it was ready: rolled back"
+        return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation, lost=lost)
+    policy = record.request.on_client_lost
+    if policy != "keep":
+        drain = policy == "checkpoint_then_release"
+        return begin_release(
+            context, record.id, reason=f"{why} ({policy})", drain=drain, generation=record.generation, lost=lost
+        )
+    until = min(now + timedelta(minutes=record.request.keep_minutes or 0), record.deadline)
+
+    def keep(current: KeptRecord) -> KeptRecord | None:
+        if not current.live or current.client.process != lost.process:
+            return None
+        return current.revised(client=lost, keep_until=until)
+
+    reason = f"{why}; kept until {until:%H:%M:%S} UTC"
+    return revise(context.ledger, record.id, keep, actor=context.actor, reason=reason, generation=record.generation)
+
+
+def still_wanted(context: Context, record: KeptRecord) -> Callable[[], bool]:
+    """Return a function that tells whether what an operation makes for a record is still wanted; cheap to ask often."""
+    keeps = isinstance(record, LeaseRecord) and record.request.on_client_lost == "keep"
+    answer, next_look = True, 0.0
+
+    def wanted() -> bool:
+        nonlocal answer, next_look
+        if answer and time.monotonic() >= next_look:
+            next_look = time.monotonic() + WANTED_SECONDS
+            seen = context.ledger.read(record.id)
+            now = seen.record if seen is not None else None
+            answer = now is not None and now.live and (keeps or why_gone(now) is None)
+        return answer
+
+    return wanted

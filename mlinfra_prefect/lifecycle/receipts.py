@@ -1,0 +1,74 @@
+"""The last write of a release: the receipt, and `released`."""
+
+from __future__ import annotations
+
+from mlinfra_prefect.errors import NotYetDestroyed
+from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.model.lease import LIVE, EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.receipt import Receipt, Search
+
+
+def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) -> KeptRecord:
+    """Say `released`, with the proof.
+
+    Raises:
+        NotYetDestroyed: the last two looks were not clean; nothing was written.
+        LeaseLost: a newer keeper took the record over.
+    """
+    why = _why(context, record)
+
+    def change(now: KeptRecord) -> KeptRecord:
+        moment = context.ledger.now()
+        up = trained = cost = 0.0
+        for attempt in now.attempts:
+            if attempt.applied_at is None:
+                continue
+            gone = attempt.gone_at or moment
+            up += (gone - (attempt.up_at or attempt.applied_at)).total_seconds()
+            cost += (gone - attempt.applied_at).total_seconds() / 3600 * attempt.offer.usd_per_hour
+        if isinstance(now, LeaseRecord):
+            trained = sum(
+                (job.finished_at - job.started_at).total_seconds()
+                for job in now.jobs
+                if job.started_at and job.finished_at
+            )
+        served = up if isinstance(now, EndpointRecord) else 0.0
+        receipt = Receipt(
+            kind=now.kind,
+            id=now.id,
+            ledger_id=now.ledger_id,
+            reason=why,
+            attempts=len(now.attempts),
+            created=tuple(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.resources),
+            destroyed=tuple(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.destroyed),
+            searches=tuple(searches),
+            requested_at=now.created_at,
+            released_at=moment,
+            up_seconds=max(0.0, up),
+            trained_seconds=max(0.0, trained),
+            idle_seconds=max(0.0, up - trained - served),
+            cost_usd=max(0.0, round(cost, 6)),
+        )
+        if not receipt.clean:
+            raise NotYetDestroyed(f"{now.id}: the last two looks were not clean.")
+        changes: dict[str, object] = {
+            "state": State.RELEASED, "released_at": moment, "receipt": receipt, "retry_at": None, "reason": why,
+        }  # fmt: skip
+        if isinstance(now, EndpointRecord):
+            changes["versions"] = tuple(v.revised(state="retired", share=0) for v in now.versions)
+        return now.revised(**changes)
+
+    return revise(
+        context.ledger, record.id, change,
+        actor=context.actor, reason=as_line(f"released: {why}"), generation=record.generation,
+    )  # fmt: skip
+
+
+def _why(context: Context, record: KeptRecord) -> str:
+    """Why its release began; what the passes that failed said is not what a receipt is asked for."""
+    for line in context.ledger.history(record.id):
+        if line.state == State.RELEASING and line.before in LIVE:
+            return as_line(line.reason)
+    return record.reason

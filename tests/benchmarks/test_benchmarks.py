@@ -1,0 +1,45 @@
+"""The benchmarks run and print every line; no time is asserted, because a busy machine is no defect."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+QUESTIONS = (
+    "import mlinfra_prefect / import prefect",
+    "from mlinfra_prefect import lease / import prefect",
+    "from mlinfra_prefect import lease / from prefect import flow, task",
+    "mlinfra-prefect ps / python -c pass",
+    "embedded, first: lease to ready - the same saved plan by hand",
+    "embedded, first: lease to ready / init && apply by hand from nothing",
+    "embedded, later: lease to ready - the same saved plan by hand",
+    "embedded, later: lease to ready / init && apply by hand from nothing",
+    "lease to ready inside a flow run (Prefect's temporary server)",
+    "training finished to node's process gone",
+    "training finished to destroyed in the ledger",
+    "SIGKILL of the client to release begun",
+    "watcher's resident memory with 1 lease",
+)
+
+
+@pytest.mark.slow
+def test_every_line_of_the_benchmarks_is_measured_and_printed(tmp_path: Path) -> None:
+    """`make bench` answers every question of its list, with the single measurements in the JSON, and exits 0."""
+    told = tmp_path / "bench.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.benchmarks", "--quick", "--json", str(told)],
+        cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = {line["question"]: line for line in json.loads(told.read_text())["lines"]}
+    for question in QUESTIONS:
+        assert question in lines
+        assert lines[question]["values"]
+        assert question in done.stdout
+    assert any(question.startswith("watcher's resident memory per further lease") for question in lines)
+    assert all((line["met"] is None) == (line["aim"] is None) for line in lines.values())

@@ -1,0 +1,62 @@
+"""One Prefect server for all integration tests; for each module a home of its own that ends with nothing left in it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+HERE = Path(__file__).parent
+PROJECT = HERE / "project"
+CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or HERE.parents[1] / ".cache")
+
+sys.path[:0] = [str(HERE), str(PROJECT)]
+
+from integration_harness import QUIET_SECONDS, Asked, processes_of, records  # noqa: E402
+
+from mlinfra_prefect.integration.phases import context  # noqa: E402
+from mlinfra_prefect.keeper import client as keeper  # noqa: E402
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="session", autouse=True)
+def prefect_server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home() -> Iterator[Path]:
+    """A fresh home in a short place (sockets and pipes have short names). At its end every lease must be released."""
+    root = Path(tempfile.mkdtemp(prefix="mlh-"))
+    patch = pytest.MonkeyPatch()
+    patch.setenv("MLINFRA_HOME", str(root))
+    patch.setenv("MLINFRA_CACHE", str(CACHE))
+    patch.setenv("MLINFRA_KEEPER_PLACE", "process")
+    patch.chdir(PROJECT)
+    try:
+        yield root
+        left = [record.id for record in records() if record.live]
+        for record in records():
+            keeper.release(context(), record.id, reason="the tests have ended", drain=False)
+        for record in records():
+            keeper.wait_released(context(), record.id, timeout=QUIET_SECONDS)
+        assert not left, f"live at the end of the module: {left}"
+        assert processes_of(context().ledger.ledger_id) == []
+    finally:
+        patch.undo()
+        shutil.rmtree(root, ignore_errors=True)
+
+
+@pytest.fixture
+def asked(home: Path) -> Asked:
+    """What this test asks for."""
+    return Asked()
