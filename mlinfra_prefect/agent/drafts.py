@@ -50,7 +50,7 @@ class ArtifactDraft:
 
 
 def make_draft(
-    format: str,  # noqa: A002  (the word users type)
+    format: str,
     name: str | None,
     metrics: Mapping[str, Any] | None,
     metadata: Mapping[str, Any],

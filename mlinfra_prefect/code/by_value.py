@@ -64,7 +64,7 @@ def pack_by_value(
     Raises:
         NotImportable: something that it captures cannot be pickled, or is too large.
     """
-    import cloudpickle  # noqa: PLC0415 - costly, and rarely asked for
+    import cloudpickle
 
     try:
         with _main_stays_here(cloudpickle, function):

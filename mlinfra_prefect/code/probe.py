@@ -56,8 +56,8 @@ def main() -> None:
     loader_path, request_path, result_path = sys.argv[1:4]
     request = json.loads(Path(request_path).read_text(encoding="utf-8"))
     spec = importlib.util.spec_from_file_location("mlinfra_loading", loader_path)
-    assert spec is not None  # noqa: S101
-    assert spec.loader is not None  # noqa: S101
+    assert spec is not None
+    assert spec.loader is not None
     loading = importlib.util.module_from_spec(spec)
     sys.modules["mlinfra_loading"] = loading
     spec.loader.exec_module(loading)
@@ -74,7 +74,7 @@ def main() -> None:
         )
         problem = _sendable(function)
         result = {"kind": "unsendable", "message": problem} if problem else {"kind": "ok", **_describe(function)}
-    except BaseException as error:  # noqa: BLE001 - the boundary of user code; SystemExit and KeyboardInterrupt included
+    except BaseException as error:
         result = _failure(error)
     unfinished = Path(result_path + ".part")
     unfinished.write_text(json.dumps(result), encoding="utf-8")

@@ -39,7 +39,7 @@ R = TypeVar("R")
 PARAMETER = "infra"
 
 
-class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
+class lease:
     """Lease infrastructure: ``with lease("A100:8") as infra``, ``async with``, or a decorator under ``@flow``.
 
     Args:
@@ -75,8 +75,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
     # --- as a block --------------------------------------------------------------------------------------------------
 
     def __enter__(self) -> Infra:
-        self._begin()
-        infra = self._obtain()
+        infra = self._obtain(self._begin())
         infra.block.bind()
         return infra
 
@@ -88,11 +87,11 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
     async def __aenter__(self) -> Infra:
         asking = self._begin()
         try:
-            infra = await asyncio.to_thread(self._obtain)
+            infra = await asyncio.to_thread(self._obtain, asking)
         except asyncio.CancelledError:
             # The thread cannot be stopped, but it notices that what it waits for is going.
             asking.give_up(phases.context())
-            self._over()
+            self._over(asking)
             raise
         infra.block.bind()
         return infra
@@ -122,23 +121,24 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         self.receipt = None
         return self._asking
 
-    def _over(self) -> None:
-        asking, self._asking, self._infra = self._asking, None, None
-        if asking is not None:
-            asking.ticket.close()
+    def _over(self, asking: Asking) -> None:
+        if self._asking is asking:  # not yet in use again, by who gave it up while this thread was waiting
+            self._asking = self._infra = None
+        asking.ticket.close()
 
-    def _obtain(self) -> Infra:
-        assert self._asking is not None
+    def _obtain(self, asking: Asking) -> Infra:
         try:
-            self._infra = phases.phase(phases.provision_for_lease, self._asking)
+            infra = phases.phase(phases.provision_for_lease, asking)
         except BaseException:
-            self._over()
+            self._over(asking)
             raise
-        return self._infra
+        if self._asking is asking:
+            self._infra = infra
+        return infra
 
     def _end(self, error: BaseException | None) -> None:
-        infra = self._infra
-        if infra is None:
+        asking, infra = self._asking, self._infra
+        if asking is None or infra is None:
             return
         try:
             if error is None:
@@ -151,7 +151,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
                 infra.block.close()
             self._give_back(infra, error)
         finally:
-            self._over()
+            self._over(asking)
             keeper.CLIENT.let_go(infra.id)
 
     def _give_back(self, infra: Infra, error: BaseException | None) -> None:
@@ -169,7 +169,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
             if error is None:
                 raise
             say(f"lease {infra.id}: {problem}", level=logging.ERROR)
-        except Exception as problem:  # noqa: BLE001 (Prefect's API may be away; the keeper releases all the same)
+        except Exception as problem:
             logging.getLogger("mlinfra_prefect").warning(
                 "the release of %s goes on without Prefect: %s", infra.id, problem
             )

@@ -261,8 +261,10 @@ def attach(lease_id: str) -> Infra:
     record = here.lease(lease_id)
     if not record.live:
         raise keeper.why(record)
-    if runs.is_client(record.client) and record.id not in keeper.CLIENT.held():
-        # It was asked for in a child process of this one: the child's handle came here, so it is held from here on.
+    run = runs.here().flow_run_id
+    mine = run is not None and record.owner.flow_run_id == run and runs.is_client(record.client)
+    if mine and record.id not in keeper.CLIENT.held():
+        # It was asked for in a child process of this one, and the child's handle came here: it goes with this run.
         keeper.CLIENT.hold(here, record.id, run_end())
     return Infra(here, record.id)
 

@@ -43,17 +43,17 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
     seen = context.ledger.read(record_id)
     if seen is None:
         return _announced(context, record_id)
-    if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, seen.record):
-        return BUSY
     context.tell = lambda record: lay(context, record)
     record = seen.record
     try:
+        if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, record):
+            return BUSY
         record = _take(context, record, keeper)
         _go_on(context, record)
     except LeaseLost as lost:  # somebody else keeps it now: what stands in the ledger is theirs
         sys.stderr.write(f"{record_id}: {lost}\n")
         return FAILED
-    except Exception as error:  # noqa: BLE001 (whatever it is, the client must hear of it and release must go on)
+    except Exception as error:
         if isinstance(error, MlinfraError):
             sys.stderr.write(f"{record_id}: {type(error).__name__}: {error}\n")
         else:

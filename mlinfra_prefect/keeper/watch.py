@@ -337,9 +337,9 @@ class Watcher:
 
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:
-        """Whether what runs is past its deadline, so that an operation must end it."""
+        """Whether a Terraform that was left behind is past its deadline, so that an operation must end it."""
         deadline = entry.card.get("operation_deadline")
-        return isinstance(deadline, int | float) and now > deadline + OVERDUE_SECONDS
+        return isinstance(deadline, int | float) and now > deadline
 
     def start_renewal(self) -> None:
         """Have every lease renewed whose client lives."""

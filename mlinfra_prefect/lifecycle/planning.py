@@ -38,8 +38,9 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
     if offer is None:
         reasons = "; ".join(f"{offer.type} in {offer.region}: {offer.skipped}" for offer in offers) or "there is none"
         raise CapacityUnavailable(
-            f"accelerator: no offer meets {request.accelerator} on {request.platform}: {reasons}.",
-            "Ask for another accelerator ('cpu' works anywhere), or another platform.",
+            f"No offer meets accelerator {request.accelerator}, market {request.market}, on platform {request.platform}: "
+            f"{reasons}.",
+            "Ask for what this platform has: 'cpu' on-demand works anywhere.",
         )
     longest_life_seconds(request, offer.usd_per_hour)
     return offers, offer

@@ -12,7 +12,7 @@ from datetime import timedelta
 from mlinfra_prefect.errors import AlreadyExists, EndpointExists, LeaseHeld, UnsupportedHere
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS
-from mlinfra_prefect.local.serving import check_servable
+from mlinfra_prefect.local.serving import check_servable, check_trusted
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import Client, EndpointRecord, Version
 from mlinfra_prefect.model.names import endpoint_base
@@ -55,6 +55,7 @@ def ask_to_serve(
     platform = context.platform(serving.platform or environment.platform)
     check_servable(model.format, serving.predictor)
     artifact = context.artifacts.verified(model.id)
+    check_trusted(artifact, serving.trusted_types)
     ledger = context.ledger
     base = endpoint_base(serving.environment, serving.name)
     hold = f"endpoint:{serving.environment}:{serving.name}"

@@ -32,7 +32,7 @@ from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.stack import StackInput
 
 KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
-AGENT_END_SECONDS = 10.0
+AGENT_END_SECONDS = 6.0
 """How long an agent may take to end once its grant is revoked, before it is killed."""
 
 

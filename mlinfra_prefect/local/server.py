@@ -75,7 +75,7 @@ _KINDS = {"BOOL": "b", "BYTES": "US", "FP32": "iuf", "FP64": "iuf"} | {
 log = logging.getLogger("mlinfra_prefect.server")
 
 
-class RefusedToServe(Exception):  # noqa: N818 -- named after the decision, as every error of this package
+class RefusedToServe(Exception):
     """The server ends before it listens: a sentence for stderr and the exit code that names the reason."""
 
     def __init__(self, code: int, message: str) -> None:
@@ -107,7 +107,7 @@ def reserve(host: str, port: int) -> socket.socket:
         raise RefusedToServe(EXIT_USAGE, message)
     if not 0 < port < 1 << 16:
         raise RefusedToServe(EXIT_USAGE, f"--port {port} is not between 1 and 65535.")
-    bound = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)  # noqa: PLR2004
+    bound = socket.socket(socket.AF_INET6 if address.version == 6 else socket.AF_INET)
     # A server restarted on its recorded port must not wait for the TIME_WAIT of its predecessor's connections.
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     _claim(bound.bind, (str(address), port), port)
@@ -196,13 +196,13 @@ class SklearnPredictor:
             message = f"This model takes one input tensor with a row per example; the request has {len(tensors)}."
             raise ValueError(message)
         ((name, rows),) = tensors.items()
-        if self.features is not None and (rows.ndim != 2 or rows.shape[1] != self.features):  # noqa: PLR2004
+        if self.features is not None and (rows.ndim != 2 or rows.shape[1] != self.features):
             message = f"Input {name!r} has shape {list(rows.shape)}, but this model takes [rows, {self.features}]."
             raise ValueError(message)
         examples: Any = rows
         if self.columns is not None:
             # Trained on a data frame: its columns are found by name, and the tensor has them in the order of training.
-            import pandas as pd  # noqa: PLC0415 -- KServe has imported it already
+            import pandas as pd
 
             examples = pd.DataFrame(rows, columns=self.columns)
         return {output: getattr(self.model, output)(examples) for output in names}
@@ -231,8 +231,8 @@ def load_skops(files: Sequence[Path], trusted: Sequence[str]) -> SklearnPredicto
     if len(models) != 1:
         message = f"An artifact of the format sklearn-skops holds one .skops file; this one holds {len(models)}."
         raise RefusedToServe(EXIT_UNLOADABLE, message)
-    from skops.io import get_untrusted_types, load  # noqa: PLC0415 -- half of the start-up time; only this format pays
-    from skops.io.exceptions import UntrustedTypesFoundException  # noqa: PLC0415
+    from skops.io import get_untrusted_types, load
+    from skops.io.exceptions import UntrustedTypesFoundException
 
     try:
         return SklearnPredictor(load(models[0], trusted=list(trusted)))
@@ -281,7 +281,7 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: Any) -> NDArray
 
     Raises ValueError with the sentence that becomes the answer's ``error``.
     """
-    import numpy as np  # noqa: PLC0415 -- after the checks that need no import
+    import numpy as np
 
     kinds = _KINDS.get(datatype)
     if kinds is None:
@@ -305,14 +305,14 @@ def decode(name: str, datatype: str, shape: Sequence[int], data: Any) -> NDArray
 
 def encodable(name: str, value: Any) -> NDArray[Any]:
     """Return an output as an array that the protocol can carry; TypeError where it has no datatype for it."""
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
     array: NDArray[Any] = np.asarray(value)
     if array.dtype.kind in "US":
         return array.astype(object)
     if array.dtype == np.float16:  # KServe refuses FP16 in JSON
         return array.astype(np.float32)
-    if array.dtype.kind not in "biufO" or array.dtype.itemsize > 8:  # noqa: PLR2004 -- long double has no datatype
+    if array.dtype.kind not in "biufO" or array.dtype.itemsize > 8:
         raise TypeError(f"The model's output {name!r} is of dtype {array.dtype}, which the protocol cannot carry.")
     return array
 
@@ -338,13 +338,13 @@ class Turnstile:
 
 def kserve_model(name: str, predictor: Predictor, turnstile: Turnstile) -> Any:
     """The predictor as KServe sees it: requests decoded and checked, outputs encoded."""
-    import asyncio  # noqa: PLC0415
+    import asyncio
 
-    import kserve  # noqa: PLC0415
-    from kserve.errors import InvalidInput  # noqa: PLC0415
+    import kserve
+    from kserve.errors import InvalidInput
 
     class ServedModel(kserve.Model):  # type: ignore[misc]
-        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:  # noqa: ARG002
+        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
             if not isinstance(payload, kserve.InferRequest):
                 raise InvalidInput(f"This server speaks the v2 protocol: POST /v2/models/{name}/infer.")
             wanted = [output.name for output in payload.request_outputs] if payload.request_outputs else None
@@ -379,14 +379,14 @@ def kserve_model(name: str, predictor: Predictor, turnstile: Turnstile) -> Any:
 
 def rest_server(model: Any, port: int) -> Any:
     """KServe's REST server around that one model, with its rough edges off; it neither binds nor listens."""
-    import kserve  # noqa: PLC0415
-    from fastapi.exceptions import RequestValidationError  # noqa: PLC0415
-    from fastapi.responses import JSONResponse  # noqa: PLC0415
-    from kserve.errors import InvalidInput, ModelNotFound  # noqa: PLC0415
-    from kserve.model_server import app  # noqa: PLC0415
-    from kserve.protocol.dataplane import DataPlane  # noqa: PLC0415
-    from kserve.protocol.model_repository_extension import ModelRepositoryExtension  # noqa: PLC0415
-    from kserve.protocol.rest.server import RESTServer  # noqa: PLC0415
+    import kserve
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse
+    from kserve.errors import InvalidInput, ModelNotFound
+    from kserve.model_server import app
+    from kserve.protocol.dataplane import DataPlane
+    from kserve.protocol.model_repository_extension import ModelRepositoryExtension
+    from kserve.protocol.rest.server import RESTServer
 
     class StrictDataPlane(DataPlane):  # type: ignore[misc]
         def decode(self, *args: Any, **kwargs: Any) -> Any:

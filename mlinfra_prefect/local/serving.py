@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlinfra_prefect.agent import allowlist, environments, groups
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
 from mlinfra_prefect.local.serving_requirements import serving_requirements
+from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import EndpointRecord
 
 FORMATS = ("sklearn-skops", "python")
@@ -32,6 +34,33 @@ def check_servable(record_format: str, predictor: str | None) -> None:
         )
     if (record_format == "python") != (predictor is not None):
         raise InvalidInput("serving.predictor", "goes with models of format 'python', and they need it")
+
+
+def check_trusted(model: ModelArtifact, trusted: Sequence[str]) -> None:
+    """Refuse a model that the server would refuse because of its types, where skops is here to tell.
+
+    Raises:
+        InvalidInput: naming the types and the field that trusts them.
+    """
+    if model.format != "sklearn-skops":
+        if trusted:
+            raise InvalidInput("serving.trusted_types", "goes with models of format 'sklearn-skops'")
+        return
+    if importlib.util.find_spec("skops") is None:
+        return  # the server says the same a little later
+    from skops.io import get_untrusted_types
+
+    for entry in model.files:
+        if not entry.path.endswith(".skops"):
+            continue
+        unknown = sorted(set(get_untrusted_types(file=model.path / entry.path)) - set(trusted))
+        if unknown:
+            raise InvalidInput(
+                "serving.trusted_types",
+                f"{entry.path} holds types that skops does not trust: {', '.join(unknown)}",
+                "Loading them runs their code: if you trust who trained the model, "
+                f"deploy(…, trusted_types={unknown!r}).",
+            )
 
 
 def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mapping[str, str]) -> dict[str, Any]:
@@ -71,4 +100,6 @@ def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mappi
     ]  # fmt: skip
     if record.serving.predictor:
         argv += ["--predictor", record.serving.predictor, "--code-dir", str(artifact.path)]
+    for trusted in record.serving.trusted_types:
+        argv += ["--trusted-type", trusted]
     return {"argv": argv, "env": {}, "cwd": str(node_dir)}

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from mlinfra_prefect.model.accelerator import Accelerator
 from mlinfra_prefect.model.json_values import JsonObject
 from mlinfra_prefect.model.names import EnvironmentVariable, Id, Line, digest
 from mlinfra_prefect.model.record import Record, parsed
-from mlinfra_prefect.model.resume import resume_key as resume_key  # noqa: PLC0414 (one of the request's own words)
+from mlinfra_prefect.model.resume import resume_key as resume_key
 from mlinfra_prefect.model.spelling import EndpointName, Requirement, SecretReference, Target
 
 DEFAULT_MAX_MINUTES = 60
@@ -97,11 +97,12 @@ class TrainingRequest(Record):
         examples=[30.0],
     )
 
-    @model_validator(mode="after")
-    def _keep_says_how_long(self) -> Self:
-        if (self.on_client_lost == "keep") != (self.keep_minutes is not None):
-            raise ValueError("on_client_lost='keep' and keep_minutes go together: give both or neither")
-        return self
+    @field_validator("keep_minutes")
+    @classmethod
+    def _keep_says_how_long(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if (info.data.get("on_client_lost") == "keep") != (value is not None):
+            raise ValueError("goes with on_client_lost='keep', and only with it: give both or neither")
+        return value
 
     def merged(self, overrides: Mapping[str, Any]) -> TrainingRequest:
         """Return this request with some fields replaced; the others stay.
@@ -177,7 +178,7 @@ class TrainingJob(Record):
     @classmethod
     def _many(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("must be a list of requirements")  # noqa: TRY004 (pydantic reports ValueError)
+            raise ValueError("must be a list of requirements")
         return value
 
 
@@ -220,6 +221,14 @@ class ServingRequest(Record):
         title="Predictor",
         description="'file.py:function' inside the artifact's code, for models of format 'python'.",
         examples=["serve.py:predict"],
+    )
+
+    trusted_types: tuple[Line, ...] = Field(
+        default=(),
+        title="Trusted types",
+        description="Types beyond those that skops trusts, for format 'sklearn-skops'; loading runs their code.",
+        max_length=64,
+        examples=[["sklearn.tree._tree.Tree"]],
     )
 
     @field_validator("predictor")

@@ -128,7 +128,7 @@ class Reader:
         return [parse(line.decode(errors="replace")) for line in data[:whole].split(b"\n") if line.strip()]
 
 
-def _typed(document: Mapping[str, Any]) -> Event:  # noqa: PLR0911 (one case per type reads best)
+def _typed(document: Mapping[str, Any]) -> Event:
     kind = _text(document.get("type"))
     message, at = _text(document.get("@message")), _text(document.get("@timestamp"))
     hook = document.get("hook") or {}

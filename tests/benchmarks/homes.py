@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -40,6 +40,7 @@ class Bench:
     context: Context
     project: Path
     env: dict[str, str]
+    holders: list[Holder] = field(default_factory=list)
 
     @property
     def home(self) -> Home:
@@ -55,7 +56,8 @@ class Bench:
 
     def holder(self, *arguments: str) -> Holder:
         """Start the project's program."""
-        return Holder([sys.executable, "holder.py", *arguments], self.project, self.env)
+        self.holders.append(Holder([sys.executable, "holder.py", *arguments], self.project, self.env))
+        return self.holders[-1]
 
 
 class Holder:
@@ -92,10 +94,10 @@ class Holder:
             raise RuntimeError(f"the holder said nothing more: {self._errors.read().decode(errors='replace')[-3000:]}")
         return json.loads(line)
 
-    def end(self) -> None:
-        """Wait for its end; killed if it does not come."""
+    def end(self, *, within: float = 30) -> None:
+        """Wait for its end; killed if it does not come `within` seconds."""
         try:
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=within)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -132,6 +134,8 @@ def bench(*, engine: Path | None = None) -> Iterator[Bench]:
 
 
 def _give_back(made: Bench) -> None:
+    for holder in made.holders:
+        holder.end(within=0)
     for seen in made.context.ledger.records(states=[state for state in State if state is not State.RELEASED]):
         with suppress(MlinfraError):
             release(made.context, seen.record.id, reason="the benchmark is over", drain=False)

@@ -6,8 +6,7 @@ import stat
 import zipfile
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from mlinfra_prefect.code import CodeFile, CodePackage, collect, write_archive
 from mlinfra_prefect.errors import InvalidInput

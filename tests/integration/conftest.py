@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def prefect_server() -> Iterator[None]:
+    # Tests reach nothing beyond this machine, and the server tells its makers nothing of them.
+    os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+    os.environ["DO_NOT_TRACK"] = "1"
     with prefect_test_harness(server_startup_timeout=120):
         yield
 

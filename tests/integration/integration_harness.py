@@ -1,4 +1,4 @@
-"""What the integration tests share: the rows of the combination table, and looking at leases without waiting blindly."""
+"""What the integration tests share: the rows of the combination table, and looking at leases."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from mlinfra_prefect.integration.phases import context
 from mlinfra_prefect.model.lease import LeaseRecord, State
 
+F = TypeVar("F")
 PROJECT = Path(__file__).parent / "project"
 QUIET_SECONDS = 60.0
 

@@ -39,7 +39,7 @@ CALLS = {
 @row("gpu-bad-call")
 @pytest.mark.parametrize("name", CALLS)
 def test_a_call_that_cannot_travel_provisions_nothing(name: str, asked: Asked) -> None:
-    """Every argument encodes, the return annotation has a codec, the function is importable: or nothing is asked for."""
+    """Every argument and the return annotation have codecs, the function is importable, or nothing is asked for."""
     kind, said, function, args = CALLS[name]
     positional, named = ((), args) if isinstance(args, dict) else (args, {})
     with pytest.raises(kind) as caught:
@@ -51,7 +51,7 @@ def test_a_call_that_cannot_travel_provisions_nothing(name: str, asked: Asked) -
 
 @row("gpu-not-importable")
 def test_what_only_this_process_can_import_is_refused(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A module that rests on this process does not import in a fresh interpreter, and no machine is paid to find out."""
+    """A module that rests on this process does not import elsewhere, and no machine is paid to find that out."""
     monkeypatch.setenv("MLINFRA_TEST_ONLY_HERE", "1")
     import only_here
 
@@ -95,7 +95,9 @@ def test_a_bad_request_is_refused_before_anything_is_asked_for(name: str, asked:
     with pytest.raises(InvalidInput) as caught, lease(wanted.pop("request", "cpu"), **wanted):
         pass
     said = str(caught.value)
-    field = {"count": "accelerator", "absurd count": "accelerator", "negative max_minutes": "max_minutes"}.get(name, name)
+    field = {"count": "accelerator", "absurd count": "accelerator", "negative max_minutes": "max_minutes"}.get(
+        name, name
+    )
     field = {"unknown field": "max_minuets"}.get(field, field.split(" with ")[0])
     assert field in said or "no-such-file.yaml" in said
     assert "\n" not in said.replace(caught.value.remedy, "") or name.startswith("name")

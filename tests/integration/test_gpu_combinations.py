@@ -205,7 +205,7 @@ def test_gpu_over_flow_is_refused_with_a_sentence() -> None:
 
 @row("gpu-under-flow")
 def test_gpu_under_flow_is_refused_when_it_is_called(asked: Asked) -> None:
-    """`@flow @gpu` would send the flow's own body to a node: refused when the flow is called, before anything is asked for."""
+    """`@flow @gpu` would send the flow's own body to a node: refused when called, before anything is asked for."""
     run = flow(node(node_work.add))
     with pytest.raises(UnsupportedHere, match=r"under @flow.*Put @gpu on a task"):
         run(1)

@@ -275,14 +275,18 @@ def test_an_exception_drains_releases_and_comes_out(asked: Asked, tmp_path: Path
         run()
     assert caught.value is mine
     assert asked.all_released(1)
-    assert "ValueError" in asked.one.reason or any("ValueError" in step.reason for step in context().ledger.history(asked.one.id))
+    assert "ValueError" in asked.one.reason or any(
+        "ValueError" in step.reason for step in context().ledger.history(asked.one.id)
+    )
     committed = list(context().home.checkpoints.rglob("step.txt"))
     assert [path.read_text() for path in committed] == ["7"]
 
 
 @row("lease-dying")
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminationSignal])
-def test_a_dying_process_only_marks_and_the_keeper_releases(kind: type[BaseException], asked: Asked, monkeypatch) -> None:
+def test_a_dying_process_only_marks_and_the_keeper_releases(
+    kind: type[BaseException], asked: Asked, monkeypatch
+) -> None:
     """Ctrl-C, or Prefect's cancellation: one small write, no call of Prefect after it; the keeper releases."""
     from mlinfra_prefect.integration import lease as module
 
@@ -311,7 +315,7 @@ def test_a_cancelled_block_gives_back_what_is_still_on_its_way(asked: Asked) -> 
 
     async def run() -> None:
         early = asyncio.ensure_future(use(asyncio.Event()))
-        while not asked.leases:
+        while not asked.leases:  # noqa: ASYNC110 (a ledger has no events)
             await asyncio.sleep(0.01)
         early.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -361,10 +365,10 @@ def test_a_prefect_future_that_outlives_the_block_raises(asked: Asked, tmp_path:
 
     @flow
     def run() -> None:
-        with pytest.raises(UnsupportedHere, match=r"1 task\(s\) still ran.*infra\.submit"):
-            with lease("cpu", max_minutes=5, grace_seconds=0.2) as infra:
-                future = outlives.submit(infra)
-                assert eventually(lambda: bool(infra.record.jobs))
+        held = lease("cpu", max_minutes=5, grace_seconds=0.2)
+        with pytest.raises(UnsupportedHere, match=r"1 task\(s\) still ran.*infra\.submit"), held as infra:
+            future = outlives.submit(infra)
+            assert eventually(lambda: bool(infra.record.jobs))
         with pytest.raises(Exception, match=r"stopped|released|releasing"):
             future.result()
 
@@ -409,7 +413,9 @@ def test_attach_detaches_and_never_releases(asked: Asked) -> None:
     assert asked.all_released(1)
 
 
-def test_on_a_node_a_lease_is_refused_and_the_decorator_steps_aside(monkeypatch: pytest.MonkeyPatch, asked: Asked) -> None:
+def test_on_a_node_a_lease_is_refused_and_the_decorator_steps_aside(
+    monkeypatch: pytest.MonkeyPatch, asked: Asked
+) -> None:
     """On a node nothing can be leased, and a module with `@lease` imports without its request's file."""
 
     def work(infra: Infra) -> int:

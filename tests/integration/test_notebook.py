@@ -6,20 +6,18 @@ import asyncio
 import os
 import sys
 
-import pytest
+import nbclient
+import nbformat
 from integration_harness import PROJECT, Asked, row, run_script
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
+from jupyter_client.manager import AsyncKernelManager
 from prefect.settings import PREFECT_API_URL
 
-nbformat = pytest.importorskip("nbformat")
-nbclient = pytest.importorskip("nbclient")
-
-FIRST = """
-from prefect import flow, task
-from mlinfra_prefect import gpu, lease, provision, ps
-""".replace(", ps", "")
-
 CELLS = [
-    FIRST,
+    """
+from prefect import flow, task
+from mlinfra_prefect import gpu, lease, provision
+""",
     # Functions of a cell go by value; by name they are refused with the remedy.
     """
 import math
@@ -78,7 +76,6 @@ found
 def test_cells_of_a_notebook(asked: Asked) -> None:
     """A real kernel: a `@gpu` task, an async flow awaited at top level, a forgotten lease, a block in a cell."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
-    from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
 
     class Here(KernelSpecManager):
         """This interpreter is the kernel, whatever kernels this machine knows."""
@@ -87,8 +84,6 @@ def test_cells_of_a_notebook(asked: Asked) -> None:
             env = {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value())}
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             return KernelSpec(argv=argv, display_name="here", language="python", env=env)
-
-    from jupyter_client.manager import AsyncKernelManager
 
     manager = AsyncKernelManager(kernel_name="here", kernel_spec_manager=Here())
     client = nbclient.NotebookClient(

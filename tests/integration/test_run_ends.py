@@ -161,7 +161,7 @@ def test_a_run_that_left_this_process_is_over_and_one_that_waits_here_is_not() -
 
 @row("phases-never-cached")
 def test_phases_are_never_cached_persisted_or_retried_by_prefect(asked: Asked, tmp_path) -> None:
-    """A cached handle would be one to a destroyed machine: no phase has a cache or a stored result, whatever the flow says."""
+    """A cached handle would be one to a destroyed machine: no phase has a cache or a stored result."""
     public = (plan, provision, train, evaluate, deploy, release)
     for phase in (*public, phases.provision_for_lease, phases.deploy_noticed, phases.train_work):
         assert phase.cache_policy == NO_CACHE
@@ -183,7 +183,7 @@ def test_phases_are_never_cached_persisted_or_retried_by_prefect(asked: Asked, t
 
 @row("handle-pickled")
 def test_a_handle_travels_as_its_id_and_is_verified_when_it_arrives(asked: Asked) -> None:
-    """A pickled handle is looked up again: it works while the lease lives, with its options, and fails when it is gone."""
+    """A pickled handle is looked up again: it works, with its options, as long as the lease lives."""
     with lease("cpu", max_minutes=5) as infra:
         raw = cloudpickle.dumps(infra.with_options(grace_seconds=3.0))
         again: Infra = cloudpickle.loads(raw)

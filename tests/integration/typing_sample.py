@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
-from typing import Any, assert_type
+from typing import assert_type
 
 from prefect import flow, task
 from prefect.futures import PrefectFuture, PrefectFutureList
@@ -53,7 +53,7 @@ async def later(a: int) -> int:
 
 
 def fit(weight: float) -> ModelArtifact:
-    raise NotImplementedError
+    raise ValueError(weight)
 
 
 async def fit_later(weight: float) -> float:
@@ -61,7 +61,7 @@ async def fit_later(weight: float) -> float:
 
 
 def score(model: ModelArtifact) -> dict[str, float]:
-    raise NotImplementedError
+    raise ValueError(model)
 
 
 @flow
@@ -81,7 +81,8 @@ def run() -> None:
     assert_type(plain(1), str)
     assert_type(under.submit(1, 2), PrefectFuture[int])
     assert_type(over.map([1, 2], 3), PrefectFutureList[int])
-    assert_type(under.with_options(name="x"), Task[[int, int], int])
+    tasks: list[Task[[int, int], int]] = [under, over, under.with_options(name="x")]
+    assert_type(tasks[0](1, 2), int)
     assert_type(plan("cpu"), Plan)
     with lease("cpu", wait=False) as infra:
         assert_type(infra, Infra)
@@ -97,9 +98,9 @@ def run() -> None:
     assert_type(attach("l1"), Infra)
     assert_type(current("x"), ModelArtifact | None)
     assert_type(held(1), int)
-    held("one")  # type: ignore[arg-type]
+    held("one")  # type: ignore[call-overload]
     under("one", 2)  # type: ignore[call-overload]
-    infra.run(fit, "heavy")  # type: ignore[arg-type]
+    infra.run(fit, "heavy")  # type: ignore[call-overload]
 
 
 @flow
@@ -109,7 +110,3 @@ async def run_later() -> None:
         assert_type(await infra.arun(fit, 1.0), ModelArtifact)
         assert_type(await later(1), int)
         assert_type(await adeploy(await infra.arun(fit, 1.0), serving="x"), Endpoint)
-
-
-def anything(value: Any) -> Any:
-    return value

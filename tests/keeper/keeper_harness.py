@@ -90,6 +90,12 @@ class Client:
         self.process.wait()
         return moment
 
+    def close(self) -> None:
+        """Let go of what it said."""
+        self._reader.join(5)
+        if self.process.stdout is not None:
+            self.process.stdout.close()
+
     def ends(self, seconds: float = PATIENCE) -> int:
         """Wait for its end; returns its exit code."""
         code = self.process.wait(seconds)
@@ -203,9 +209,11 @@ class House:
 
     def kill_keeper(self, *, operations: bool = False) -> None:
         """SIGKILL the watcher, and what it has spawned."""
-        for seen in (*self.processes("watch.py"), *(self.processes("keeper.operate") if operations else ())):
+        ended = self.processes("watch.py") + (self.processes("keeper.operate") if operations else [])
+        assert ended
+        for seen in ended:
             judge.end(seen)
-        self.until(lambda: not self.processes("watch.py"), "the watcher is gone")
+        self.until(lambda: not any(seen in ended for seen in self.processes()), "the keeper is gone")
 
     def until(self, condition: Any, what: str, seconds: float = PATIENCE) -> Any:
         """Wait until something holds; returns what it is."""
@@ -250,6 +258,7 @@ class House:
             if client.process.poll() is None:
                 client.process.send_signal(signal.SIGCONT)
                 client.kill()
+            client.close()
         problems, words = (judge.verdict(self.home), self.words()) if strict else ([], "")
         for seen in judge.carriers(judge.ledger_id(self.home)):
             judge.end(seen)

@@ -56,8 +56,8 @@ def test_overrides_replace_only_what_they_name(
         ({"market": "preemptible"}, "market", "'on-demand', 'spot' or 'reserved'"),
         ({"platform": "gcp"}, "platform", "'local'"),
         ({"grace_seconds": 0}, "grace_seconds", "greater than or equal to 0.1"),
-        ({"on_client_lost": "keep"}, "value", "keep_minutes go together"),
-        ({"keep_minutes": 5}, "value", "keep_minutes go together"),
+        ({"on_client_lost": "keep"}, "keep_minutes", "give both or neither"),
+        ({"keep_minutes": 5}, "keep_minutes", "give both or neither"),
         ({"name": None}, "name", "valid string"),
     ],
 )

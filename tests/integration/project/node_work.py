@@ -68,6 +68,14 @@ def fit_nothing() -> ModelArtifact:
     return node().artifact(format="json")  # type: ignore[return-value]
 
 
+def fit_classifier() -> ModelArtifact:
+    import skops.io
+    from sklearn.dummy import DummyClassifier
+
+    skops.io.dump(DummyClassifier().fit([[0.0], [1.0], [2.0]], [3, 3, 4]), node().output_dir / "model.skops")
+    return node().artifact(format="sklearn-skops")  # type: ignore[return-value]
+
+
 def score(weight: float) -> dict[str, float]:
     return {"auc": weight}
 

@@ -1,0 +1,232 @@
+"""Rule: the death of a keeper ends nothing. A new one takes over under the next generation; only then is it decided."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from keeper_harness import House
+
+
+def test_a_training_goes_on_under_a_new_keeper_that_its_live_client_starts(house: House, scratch: Path) -> None:
+    """SIGKILL of the watcher in training: the same training process, generation + 1, and its model arrives."""
+    go = scratch / "go"
+    client = house.client(f"record = ready(); train(record, 'until_file', {str(go)!r}); give_back(record)")
+    lease = client.hears("ready")["id"]
+    client.hears("news", log="training")
+    before, watcher, training = house.record(lease), house.watcher(), house.processes("until_file")
+    house.kill_keeper()
+    house.until(lambda: house.record(lease)["generation"] == before["generation"] + 1, "a new keeper took over")
+    assert house.watcher() != watcher
+    assert house.record(lease)["keeper"]["process"]["pid"] == house.watcher()
+    assert house.processes("until_file") == training
+    go.touch()
+    assert client.hears("trained")["artifact"]["lease_id"] == lease
+    assert client.hears("released")["clean"]
+    assert client.ends() == 0
+
+
+def test_keeper_and_operation_killed_in_the_middle_of_an_apply(house: House) -> None:
+    """The Terraform that they leave behind is respected, and what it makes is kept: applied once, attempt 1."""
+    house.hold("apply")
+    client = house.client("record = ready(); train(record, 'quick'); give_back(record)")
+    lease = client.hears("asked")["id"]
+    terraform = house.held("apply")
+    house.kill_keeper(operations=True)
+    house.until(lambda: house.processes("watch.py"), "its client started a new keeper")
+    time.sleep(1.0)  # long enough for an operation that does not look at the lock to do harm
+    os.kill(terraform, 0)
+    assert house.record(lease)["state"] == "provisioning"
+    house.let("apply")
+    assert client.hears("released")["clean"]
+    assert client.ends() == 0
+    record = house.record(lease)
+    assert (record["generation"], len(record["attempts"]), house.calls("apply")) == (2, 1, 1)
+    assert "found whole after an interrupted apply" in [line["reason"] for line in house.history(lease)]
+
+
+def test_an_operation_killed_while_it_plans_plans_again(house: House) -> None:
+    """Nothing was applied, so the attempt goes on; a second one would count against the lease."""
+    house.hold("plan")
+    client = house.client("give_back(ready())")
+    lease = client.hears("asked")["id"]
+    house.held("plan")
+    house.kill_keeper(operations=True)
+    house.let("plan")
+    assert client.hears("released")["clean"]
+    assert len(house.record(lease)["attempts"]) == 1
+
+
+def test_the_reaper_respects_a_terraform_and_the_lease_goes_when_it_has_ended(house: House) -> None:
+    """Client, keeper and operation dead: skipped while Terraform holds its inherited lock; a new keeper waits for it."""
+    house.hold("apply")
+    client = house.client("ready()")
+    lease = client.hears("asked")["id"]
+    terraform = house.held("apply")
+    client.kill()
+    house.kill_keeper(operations=True)
+    found = house.reap()
+    assert "Terraform" in found["skipped"][lease]
+    assert found["released"] == found["stuck"] == {}
+    time.sleep(0.5)  # long enough for a keeper that does not look at the lock to do harm
+    os.kill(terraform, 0)
+    assert house.record(lease)["state"] == "provisioning"
+    house.let("apply")
+    record = house.becomes(lease, "released")
+    assert "client was lost" in record["receipt"]["reason"]
+    assert record["receipt"]["created"] == record["receipt"]["destroyed"] == ["1/terraform_data.node"]
+
+
+def test_a_terraform_that_nobody_waits_for_is_ended_past_its_deadline(house: House) -> None:
+    """R3: its starter would have ended it at the recorded deadline. Its state is suspect then, and the sweep decides."""
+    house.hold("apply")
+    client = house.client("ready()")
+    lease = client.hears("asked")["id"]
+    terraform = house.held("apply")
+    client.kill()
+    house.kill_keeper(operations=True)
+    house.runs(f"""
+        from datetime import timedelta
+        from mlinfra_prefect.ledger import revise
+        def past(record):
+            moment = context.ledger.now() - timedelta(seconds=1)
+            return record.revised(attempts=tuple(a.revised(operation_deadline=moment) for a in record.attempts))
+        revise(context.ledger, {lease!r}, past, actor="test", reason="time goes by")
+    """)
+    assert lease in house.reap()["released"]
+    assert not Path(f"/proc/{terraform}").exists()
+    assert "past its deadline" in (Path(house.record(lease)["attempts"][0]["directory"]) / "suspect").read_text()
+
+
+def test_client_and_keeper_killed_together(house: House) -> None:
+    """The reaper takes over at once, and then happens what would have happened: checkpoint, then release."""
+    client = house.client("train(ready(), 'until_told')")
+    lease = client.hears("ready")["id"]
+    client.hears("news", log="training, resumed=False")
+    os.kill(client.process.pid, signal.SIGSTOP)  # or it would start a new keeper
+    house.kill_keeper(operations=True)
+    client.kill()
+    began = time.monotonic()
+    assert "checkpoint_then_release" in house.reap()["released"][lease]
+    assert time.monotonic() - began < 20
+    assert house.record(lease)["generation"] == 2
+    assert list(house.home.glob("checkpoints/dev/*/1/manifest.json"))
+
+
+def test_a_lease_without_a_client_goes_on_under_the_reaper_s_keeper_until_its_deadline(house: House) -> None:
+    """`up`: taking over is a new keeper, not destruction; past the deadline it is released, with its drain inside."""
+    client = house.client("live_for(12); record = ready(client=nobody()); train(record, 'until_told')")
+    lease = client.hears("ready")["id"]
+    client.hears("news", log="training, resumed=False")
+    client.kill()
+    agent = house.processes("run", lease=lease)
+    house.kill_keeper()
+    found = house.reap()
+    assert found["skipped"] == {lease: "it goes on under a live keeper"}
+    record = house.record(lease)
+    assert (record["state"], record["generation"]) == ("ready", 2)
+    assert house.processes("run", lease=lease) == agent
+    record = house.becomes(lease, "released")
+    assert record["receipt"]["reason"] == "its hard deadline is near"
+    assert list(house.home.glob("checkpoints/dev/*/1/manifest.json"))
+    assert record["released_at"] < record["deadline"]
+
+
+def test_the_dead_man_ends_what_nobody_keeps(house: House) -> None:
+    """No client, no keeper, no reaper: agent and training end at the hard deadline all the same."""
+    client = house.client("live_for(4); train(ready(client=nobody()), 'stubborn')")
+    lease = client.hears("ready")["id"]
+    client.hears("news", log="training")
+    client.kill()
+    house.kill_keeper(operations=True)
+    assert house.processes(lease=lease)
+    house.until(lambda: not house.processes(lease=lease), "everything of it is gone", seconds=15)
+    assert time.time() > house.runs(f"say('d', at=context.record({lease!r}).deadline.timestamp())").hears("d")["at"] - 0.1
+    assert lease in house.reap()["released"]
+
+
+def test_a_keeper_that_hangs_is_replaced_when_it_has_renewed_nothing_for_two_windows(house: House) -> None:
+    """Alive is not enough: whoever keeps nothing loses its desk (R4)."""
+    client = house.client("record = ready(); time.sleep(600)")
+    lease = client.hears("ready")["id"]
+    watcher = house.watcher()
+    os.kill(watcher, signal.SIGSTOP)
+    assert lease in house.reap(settle=0)["skipped"]
+    house.runs(f"""
+        from datetime import timedelta
+        from mlinfra_prefect.ledger import revise
+        long_ago = lambda record: record.revised(renewed_until=context.ledger.now() - timedelta(minutes=5))
+        revise(context.ledger, {lease!r}, long_ago, actor="test", reason="time goes by")
+    """)
+    house.reap(settle=5)
+    house.until(lambda: house.record(lease)["generation"] == 2, "a new keeper has it")
+    assert house.watcher() != watcher
+    client.kill()
+    house.becomes(lease, "released")
+
+
+def test_a_node_that_is_gone_is_noticed_by_the_renewal_and_its_client_hears_why(house: House) -> None:
+    """The keeper begins the release; the client gets NodeLost, and not that somebody stopped its training."""
+    client = house.client("""
+        record = ready()
+        try:
+            train(record, "stubborn")
+        except Exception as error:
+            say("raised", kind=type(error).__name__, text=str(error))
+        from mlinfra_prefect.keeper.operate import renew
+        from mlinfra_prefect.keeper.desk import wake
+        renew(context, [record.id], context.record(record.id).keeper)  # what the watcher has done twice a minute
+        wake(context.home)
+        keeper.wait_released(context, record.id, timeout=60)
+        say("why", kind=type(keeper.why(context.record(record.id))).__name__)
+    """)
+    lease = client.hears("ready")["id"]
+    client.hears("news", log="training")
+    for seen in house.processes("run", lease=lease):
+        os.kill(seen.pid, signal.SIGKILL)
+    raised = client.hears("raised")
+    assert raised["kind"] == "NodeLost", raised
+    assert client.hears("why")["kind"] == "NodeLost"
+    assert client.ends() == 0
+    assert "the node is gone" in house.record(lease)["receipt"]["reason"]
+
+
+def test_an_old_generation_touches_nothing(house: House) -> None:
+    """Fencing: an operation that was overtaken stops at its next write; node, state and record stay as they are."""
+    client = house.client("record = ready(); say('go', id=record.id); train(record, 'for_seconds', '4'); give_back(record)")
+    lease = client.hears("go")["id"]
+    client.hears("news", log="training")
+    house.kill_keeper()
+    house.until(lambda: house.record(lease)["generation"] == 2, "it was taken over")
+    house.until(lambda: not house.processes("keeper.operate"), "nobody is at it")
+    calls = sum(house.calls(command) for command in ("plan", "apply", "destroy"))
+    said = house.runs(f"""
+        from mlinfra_prefect.errors import LeaseLost
+        from mlinfra_prefect.lifecycle import provisioning, releasing
+        from mlinfra_prefect.lifecycle.marking import begin_release
+        from mlinfra_prefect.model.lease import State
+        old = context.lease({lease!r}).revised(generation=1)
+        going = old.revised(state=State.RELEASING, drain=True)
+        tries = {{
+            "release": lambda: releasing.release_pass(context, going),
+            "attempt": lambda: releasing.release_attempt(context, old, 1),
+            "provision": lambda: provisioning._look_at_leftover(context, old, old.attempt),
+            "apply": lambda: provisioning._apply(context, old, old.attempt),
+            "add": lambda: provisioning._add_attempt(context, old),
+            "begin": lambda: begin_release(context, old.id, reason="no", generation=1),
+        }}
+        fenced = []
+        for name, attempt in tries.items():
+            try:
+                attempt()
+            except LeaseLost:
+                fenced.append(name)
+        say("fenced", names=fenced)
+    """).hears("fenced")["names"]  # fmt: skip
+    assert said == ["release", "attempt", "provision", "apply", "add", "begin"]
+    assert sum(house.calls(command) for command in ("plan", "apply", "destroy")) == calls
+    assert not list(Path(house.record(lease)["attempts"][0]["node_dir"]).rglob("stop.json"))
+    assert client.hears("trained")["artifact"]
+    assert client.ends() == 0
