@@ -1,4 +1,4 @@
-"""What the ready-made flows train: handwritten digits (scikit-learn's bundled data, 1,797 images of 8 × 8 pixels).
+"""What the ready-made flows train: handwritten digits (scikit-learn's bundled data, 1,797 images of 8 by 8 pixels).
 
 These functions run on the node. They import scikit-learn inside, so that whoever only wants to call them needs none.
 """

@@ -85,11 +85,15 @@ def _wait_until_quiet(home: Home) -> None:
         time.sleep(0.05)
 
 
-def _show(console: Console, report: dict[str, Any], spans: tuple[Span, ...], receipts: list[Receipt], *, keep: bool) -> None:
+def _show(
+    console: Console, report: dict[str, Any], spans: tuple[Span, ...], receipts: list[Receipt], *, keep: bool
+) -> None:
     console.print()
     console.print(Panel(_bars(spans, max(20, min(console.width, 120) - 44)), title="timeline", title_align="left"))
     for receipt in receipts:
-        console.print(Panel(receipt_table(receipt), title=f"receipt of {receipt.kind} {receipt.id}", title_align="left"))
+        console.print(
+            Panel(receipt_table(receipt), title=f"receipt of {receipt.kind} {receipt.id}", title_align="left")
+        )
     lease = next((receipt for receipt in receipts if receipt.kind == "lease"), None)
     console.print(
         f"accuracy [bold green]{100 * report['served_accuracy']:.1f} %[/] on {report['asked']} held-out digits, "
@@ -103,7 +107,8 @@ def _show(console: Console, report: dict[str, Any], spans: tuple[Span, ...], rec
     console.print(f"artifact {report['artifact_id']}  sha256 {report['artifact_sha256'][:16]}…")
     if keep:
         console.print(
-            f"kept: {report['url']} for {KEEP_MINUTES} minutes; give it back: mlinfra-prefect release {report['endpoint_id']}"
+            f"kept: {report['url']} for {KEEP_MINUTES} minutes; "
+            f"give it back: mlinfra-prefect release {report['endpoint_id']}"
         )
 
 
@@ -117,7 +122,9 @@ def _bars(spans: tuple[Span, ...], width: int) -> Table:
     for span in spans:
         start = int((span.began - began).total_seconds() / whole * width)
         length = max(1, round(span.seconds / whole * width))
-        bar = Text(" " * min(start, width - 1) + "█" * min(length, width - min(start, width - 1)), style=_STYLES[span.what])
+        bar = Text(
+            " " * min(start, width - 1) + "█" * min(length, width - min(start, width - 1)), style=_STYLES[span.what]
+        )
         name = span.detail.rpartition(":")[2] or span.what
         table.add_row(f"{span.what} {name}" if name != span.what else span.what, f"{span.seconds:.1f} s", bar)
     return table

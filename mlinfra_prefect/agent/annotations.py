@@ -126,5 +126,5 @@ def _check_importable(kind: type, name: str) -> None:
 def _hints(kind: type) -> dict[str, Any]:
     try:
         return typing.get_type_hints(kind)
-    except Exception:
+    except Exception:  # noqa: BLE001  (annotations are the user's code; what cannot be resolved says nothing)
         return {}

@@ -218,7 +218,7 @@ def _table(
     try:
         write(path)
         kept = same(path)
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (three libraries, each with errors of its own: all of them mean "no")
         kept, problem = False, f"{problem}: {(str(error).strip() or type(error).__name__).splitlines()[0]}"
     if not kept:
         path.unlink(missing_ok=True)

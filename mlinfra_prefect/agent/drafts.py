@@ -50,7 +50,7 @@ class ArtifactDraft:
 
 
 def make_draft(
-    format: str,
+    format: str,  # noqa: A002  (the word users type)
     name: str | None,
     metrics: Mapping[str, Any] | None,
     metadata: Mapping[str, Any],

@@ -127,7 +127,7 @@ def close_descriptors(keep: int | None = None) -> None:
     """
     for folder in ("/proc/self/fd", "/dev/fd"):
         with contextlib.suppress(OSError):
-            numbers = [int(name) for name in os.listdir(folder)]
+            numbers = [int(name) for name in os.listdir(folder)]  # noqa: PTH208
             break
     else:
         numbers = list(range(3, 65536))
@@ -159,7 +159,7 @@ def exec_with(parent: int, argv: list[str]) -> NoReturn:
     if hasattr(signal, "SIGXFSZ"):
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
     try:
-        os.execvpe(argv[0], argv, os.environ)
+        os.execvpe(argv[0], argv, os.environ)  # noqa: S606
     except OSError as error:
         sys.stderr.write(f"cannot start {argv[0]!r}: {error.strerror}\n")
         sys.stderr.flush()

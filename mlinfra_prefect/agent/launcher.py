@@ -96,7 +96,7 @@ class Launcher:
             final = self._status.ended(STOPPED, str(told))
         except preparing.Refused as refused:
             final = self._ended(verdict.failed(refused.type, refused.message))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  (the last boundary: whatever it is, the client must hear of it)
             text = f"{type(error).__name__}: {error}"
             final = self._status.ended(
                 FAILED, f"the launcher failed: {text}", JobFailure("LauncherFailed", text, traceback.format_exc())

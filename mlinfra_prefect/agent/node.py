@@ -167,7 +167,7 @@ class Node:
     def artifact(
         self,
         *,
-        format: str,
+        format: str,  # noqa: A002  (the word users type)
         name: str | None = None,
         metrics: Mapping[str, float] | None = None,
         **metadata: Any,
@@ -213,6 +213,6 @@ def _on_sigterm(*_: object) -> None:
 def _call(callback: Callable[[], object]) -> None:
     try:
         callback()
-    except Exception:
+    except Exception:  # noqa: BLE001  (the user's; raised from a signal handler it would hit an arbitrary line)
         with contextlib.suppress(OSError):
             traceback.print_exc()

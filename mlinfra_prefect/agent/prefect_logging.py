@@ -67,7 +67,7 @@ class _Finder:
                 run = spec.loader.exec_module
 
                 def exec_module(module: ModuleType) -> None:
-                    run(module)
+                    run(module)  # noqa: B023  (we return in this very turn of the loop)
                     _patch(module)
 
                 vars(spec.loader)["exec_module"] = exec_module

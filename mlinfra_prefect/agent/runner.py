@@ -44,7 +44,7 @@ def main(job_dir: Path, launcher: int) -> int:
         _call(job, job_dir)
     except SystemExit as end:
         return _on_exit(job, job_dir, end)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001  (the user's code may raise anything; the launcher must hear of it)
         _report(job, job_dir, error)
         return 1
     return 0
@@ -78,7 +78,7 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations, resolved; without those that cannot be (a name imported only for type checkers)."""
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except Exception:
+    except Exception:  # noqa: BLE001  (annotations are code of the user's; they are a hint here, never needed)
         return {}
 
 
@@ -177,5 +177,5 @@ def _scalar(item: object) -> bool:
 def _again(kind: type[BaseException], args: tuple[Any, ...]) -> bool:
     try:
         return kind(*args).args == args
-    except Exception:
+    except Exception:  # noqa: BLE001  (some builtins insist on arguments of their own, in any way they like)
         return False

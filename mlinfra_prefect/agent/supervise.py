@@ -79,7 +79,7 @@ class Agent:
     def _step(self) -> None:
         try:
             self._jobs.step()
-        except Exception:
+        except Exception:  # noqa: BLE001  (a bug or a full disk must not end a training: only Life may)
             self._say(traceback.format_exc())
         self._report("up", None)
 
@@ -125,7 +125,7 @@ class Agent:
         self._say(f"ending: {reason}")
         try:
             self._jobs.end(reason, GRACE_SECONDS)
-        except Exception:
+        except Exception:  # noqa: BLE001  (the server must be ended too)
             self._say(traceback.format_exc())
         if self._server is not None:
             groups.end(self._server, GRACE_SECONDS)

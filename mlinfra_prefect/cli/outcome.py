@@ -38,7 +38,7 @@ def guarded(verb: Callable[[], int]) -> int:
         return INTERRUPTED
     except MlinfraError as error:
         return _told(error, one_line(error), code_of(error))
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the outermost boundary: a bug of ours is told in a line, too)
         what = f"{type(error).__name__}: {error}".strip().rstrip(".")
         return _told(error, f"{' '.join(what.split())}. Set {DEBUG_VARIABLE}=1 to see where it comes from.", FAILED)
     return code

@@ -37,7 +37,7 @@ if sys.version_info[:2] != ({major}, {minor}):
     )
 _here = pathlib.Path(__file__).resolve().parent
 try:
-    import cloudpickle
+    import cloudpickle  # noqa: PLC0415 - costly, and rarely asked for
 except ImportError:
     sys.path.append(str(_here / "{cloudpickle}"))
     import cloudpickle

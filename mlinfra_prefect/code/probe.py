@@ -74,7 +74,7 @@ def main() -> None:
         )
         problem = _sendable(function)
         result = {"kind": "unsendable", "message": problem} if problem else {"kind": "ok", **_describe(function)}
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - the boundary of user code; SystemExit and KeyboardInterrupt included
         result = _failure(error)
     unfinished = Path(result_path + ".part")
     unfinished.write_text(json.dumps(result), encoding="utf-8")

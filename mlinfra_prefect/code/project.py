@@ -58,7 +58,7 @@ def is_shared_place(directory: Path) -> bool:
     """Say whether `directory` holds many unrelated things: home or above it, the temporary directory, the root."""
     directory = directory.resolve()
     home = _home()
-    shared = {Path(directory.anchor), Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")}
+    shared = {Path(directory.anchor), Path(tempfile.gettempdir()).resolve(), Path("/tmp"), Path("/var/tmp")}  # noqa: S108 - compared with, never written to
     return directory in shared or (home is not None and (directory == home or directory in home.parents))
 
 

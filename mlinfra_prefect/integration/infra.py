@@ -143,7 +143,7 @@ class Infra:
             started_through_infra.set(True)
             try:
                 future.set_result(self.run(function, *args, **kwargs))
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 (whatever it is belongs to whoever asks for the result)
                 future.set_exception(error)
 
         future.set_running_or_notify_cancel()
@@ -211,4 +211,4 @@ def _arrived(lease_id: str, options: Options) -> Infra:
     from mlinfra_prefect.integration.phases import attach
 
     infra = attach(lease_id)
-    return Infra(infra._context, infra.id, options=options)
+    return Infra(infra._context, infra.id, options=options)  # noqa: SLF001 (a handle of the same class)

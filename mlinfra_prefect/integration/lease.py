@@ -39,7 +39,7 @@ R = TypeVar("R")
 PARAMETER = "infra"
 
 
-class lease:
+class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
     """Lease infrastructure: ``with lease("A100:8") as infra``, ``async with``, or a decorator under ``@flow``.
 
     Args:
@@ -169,7 +169,7 @@ class lease:
             if error is None:
                 raise
             say(f"lease {infra.id}: {problem}", level=logging.ERROR)
-        except Exception as problem:
+        except Exception as problem:  # noqa: BLE001 (Prefect's API may be away; the keeper releases all the same)
             logging.getLogger("mlinfra_prefect").warning(
                 "the release of %s goes on without Prefect: %s", infra.id, problem
             )

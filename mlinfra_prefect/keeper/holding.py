@@ -142,7 +142,7 @@ class ClientSide:
                         self.end(hold.record_id)
                     elif hold.pipe is None or hold.pipe in told:
                         _mend(hold)
-                except Exception:
+                except Exception:  # noqa: BLE001 (the thread looks after every other lease, too)
                     _log.exception("looking after %s failed", hold.record_id)
                     _pause(hold)
 
@@ -196,7 +196,7 @@ CLIENT = ClientSide()
 def _after_fork() -> None:
     # A forked child is not the client: it must neither hold the pipes open nor answer for the leases. Locks may be
     # held by threads that it does not have, so none is taken.
-    for hold in list(CLIENT._holds.values()):
+    for hold in list(CLIENT._holds.values()):  # noqa: SLF001
         if hold.pipe is not None:
             os.close(hold.pipe)
     CLIENT.__init__()  # type: ignore[misc]

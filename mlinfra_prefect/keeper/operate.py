@@ -53,7 +53,7 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
     except LeaseLost as lost:  # somebody else keeps it now: what stands in the ledger is theirs
         sys.stderr.write(f"{record_id}: {lost}\n")
         return FAILED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (whatever it is, the client must hear of it and release must go on)
         if isinstance(error, MlinfraError):
             sys.stderr.write(f"{record_id}: {type(error).__name__}: {error}\n")
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from mlinfra_prefect.errors import LedgerUnreadable
-from mlinfra_prefect.ledger.listing import SCHEMA_VERSION as SCHEMA_VERSION
+from mlinfra_prefect.ledger.listing import SCHEMA_VERSION as SCHEMA_VERSION  # noqa: PLC0414 (every store writes it)
 from mlinfra_prefect.ledger.protocol import KeptRecord
 from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
 

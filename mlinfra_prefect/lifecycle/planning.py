@@ -38,8 +38,8 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
     if offer is None:
         reasons = "; ".join(f"{offer.type} in {offer.region}: {offer.skipped}" for offer in offers) or "there is none"
         raise CapacityUnavailable(
-            f"No offer meets accelerator {request.accelerator}, market {request.market}, on platform {request.platform}: "
-            f"{reasons}.",
+            f"No offer meets accelerator {request.accelerator}, market {request.market}, "
+            f"on platform {request.platform}: {reasons}.",
             "Ask for what this platform has: 'cpu' on-demand works anywhere.",
         )
     longest_life_seconds(request, offer.usd_per_hour)

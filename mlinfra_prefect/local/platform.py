@@ -156,7 +156,7 @@ class LocalPlatform:
                     f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why."
                 )
 
-    def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:
+    def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:  # noqa: ARG002 (the protocol's; clouds need it)
         """Whether the node or the server still lives."""
         return self.node(attempt).alive()
 
@@ -164,7 +164,7 @@ class LocalPlatform:
         """The node of an attempt."""
         return LocalNode(Path(attempt.node_dir))
 
-    def stop_meter(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:
+    def stop_meter(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
         """Revoke the grant and wait until the agent and all it started are gone. Idempotent; never queues."""
         revoke(grant_of(attempt))
         node = self.node(attempt)
@@ -176,7 +176,7 @@ class LocalPlatform:
         """Look for processes that carry the record's id, and end them."""
         return process.sweep(record.ledger_id, record.id)
 
-    def tidy(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:
+    def tidy(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
         """Keep a released node's logs and delete the rest of its directory. Idempotent; files never stop a release."""
         node_dir = Path(attempt.node_dir)
         if not node_dir.is_dir():

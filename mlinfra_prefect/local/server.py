@@ -344,7 +344,7 @@ def kserve_model(name: str, predictor: Predictor, turnstile: Turnstile) -> Any:
     from kserve.errors import InvalidInput
 
     class ServedModel(kserve.Model):  # type: ignore[misc]
-        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:
+        async def predict(self, payload: Any, headers: Any = None, response_headers: Any = None) -> Any:  # noqa: ARG002
             if not isinstance(payload, kserve.InferRequest):
                 raise InvalidInput(f"This server speaks the v2 protocol: POST /v2/models/{name}/infer.")
             wanted = [output.name for output in payload.request_outputs] if payload.request_outputs else None

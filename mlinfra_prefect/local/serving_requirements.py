@@ -37,7 +37,7 @@ _PINNED_FOR_PYTHON = ("joblib", "numpy", "scikit-learn", "scipy", "skops")
 
 
 def serving_requirements(
-    format: str,
+    format: str,  # noqa: A002 -- the artifact's own word for it
     versions: Mapping[str, str],
 ) -> tuple[str, ...]:
     """Return the pinned requirements of the server's environment, sorted; pure.

@@ -38,7 +38,7 @@ def _json(value: object, where: str, depth: int) -> Any:
     if isinstance(value, dict):
         for key in value:
             if not isinstance(key, str):
-                raise ValueError(f"{where} has the key {key!r}; keys in JSON are text")
+                raise ValueError(f"{where} has the key {key!r}; keys in JSON are text")  # noqa: TRY004 (pydantic)
             _text(key, f"a key of {where}")
         return {key: _json(item, f"{where}.{key}", depth + 1) for key, item in value.items()}
     raise ValueError(f"{where} is a {type(value).__name__}; only JSON values travel here")

@@ -16,7 +16,7 @@ from mlinfra_prefect.model.accelerator import Accelerator
 from mlinfra_prefect.model.json_values import JsonObject
 from mlinfra_prefect.model.names import EnvironmentVariable, Id, Line, digest
 from mlinfra_prefect.model.record import Record, parsed
-from mlinfra_prefect.model.resume import resume_key as resume_key
+from mlinfra_prefect.model.resume import resume_key as resume_key  # noqa: PLC0414 (one of the request's own words)
 from mlinfra_prefect.model.spelling import EndpointName, Requirement, SecretReference, Target
 
 DEFAULT_MAX_MINUTES = 60
@@ -178,7 +178,7 @@ class TrainingJob(Record):
     @classmethod
     def _many(cls, value: Any) -> Any:
         if isinstance(value, str):
-            raise ValueError("must be a list of requirements")
+            raise ValueError("must be a list of requirements")  # noqa: TRY004 (pydantic reports ValueError)
         return value
 
 

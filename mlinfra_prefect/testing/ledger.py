@@ -29,11 +29,11 @@ pytest.register_assert_rewrite(
     "mlinfra_prefect.testing.ledger_writes",
 )
 
-from mlinfra_prefect.testing.ledger_fixtures import Damage, LedgerFixtures, OpenLedger, Spoil
-from mlinfra_prefect.testing.ledger_history import HistoryRules
-from mlinfra_prefect.testing.ledger_holds import HoldRules
-from mlinfra_prefect.testing.ledger_races import RaceRules
-from mlinfra_prefect.testing.ledger_writes import WriteRules
+from mlinfra_prefect.testing.ledger_fixtures import Damage, LedgerFixtures, OpenLedger, Spoil  # noqa: E402
+from mlinfra_prefect.testing.ledger_history import HistoryRules  # noqa: E402
+from mlinfra_prefect.testing.ledger_holds import HoldRules  # noqa: E402
+from mlinfra_prefect.testing.ledger_races import RaceRules  # noqa: E402
+from mlinfra_prefect.testing.ledger_writes import WriteRules  # noqa: E402
 
 __all__ = ["Damage", "LedgerConformance", "LedgerFixtures", "OpenLedger", "Spoil"]
 

@@ -36,8 +36,13 @@ def processes(home: Path) -> list[tuple[int, str]]:
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         try:
-            if mark in (entry / "environ").read_bytes().split(b"\0") and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z":
-                found.append((int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")))
+            if (
+                mark in (entry / "environ").read_bytes().split(b"\0")
+                and (entry / "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
+                found.append(
+                    (int(entry.name), (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"))
+                )
         except OSError:
             continue
     return found

@@ -15,13 +15,16 @@ import pytest
 
 HERE = Path(__file__).parent
 _spec = importlib.util.spec_from_file_location("mlinfra_flow_judge", HERE / "judge.py")
-assert _spec and _spec.loader
+assert _spec
+assert _spec.loader
 judge = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(judge)
 
 
 @pytest.fixture
-def start(prefect_api: str, home: Path, tmp_path: Path) -> Iterator[Callable[[float], tuple[subprocess.Popen[bytes], Path]]]:
+def start(
+    prefect_api: str, home: Path, tmp_path: Path
+) -> Iterator[Callable[[float], tuple[subprocess.Popen[bytes], Path]]]:
     """Start the doomed flow in a process of its own; it is killed at the end in any case."""
     started: list[subprocess.Popen[bytes]] = []
 
