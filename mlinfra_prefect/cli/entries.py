@@ -5,8 +5,10 @@ Standard library only, from the ledger's quick look: a script that asks for them
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 from mlinfra_prefect.agent.identity import boot, is_alive
@@ -33,6 +35,7 @@ class Entry(TypedDict):
     expires_at: str | None
     accelerator: str | None
     url: str | None
+    up: bool | None
     client: dict[str, Any] | None
     keeper: dict[str, Any] | None
 
@@ -59,6 +62,7 @@ def entry(row: Row) -> Entry:
         expires_at=_text(values.get("expires_at")),
         accelerator=_text(request.get("accelerator")),
         url=_text(url),
+        up=_up(row),
         client=_holder(values.get("client"), "kind"),
         keeper=_holder(values.get("keeper"), "place"),
     )
@@ -90,6 +94,19 @@ def _holder(found: Any, kind: str) -> dict[str, Any] | None:
         return None
     process = _mapping(found.get("process"))
     return {kind: found.get(kind), "pid": process.get("pid"), "host": process.get("host"), "alive": _alive(process)}
+
+
+def _up(row: Row) -> bool | None:
+    """Whether the agent of what is ready lives; None: it is not ready, or only another host can tell."""
+    attempts = row.values.get("attempts") or ()
+    owner = _mapping(row.values.get("owner"))
+    if row.state != "ready" or not attempts or owner.get("host") != os.uname().nodename:
+        return None
+    try:
+        agent = json.loads(Path(str(attempts[-1].get("node_dir")), "agent.json").read_bytes())
+        return agent.get("state") == "up" and is_alive(int(agent["pid"]), str(agent["start_time"]))
+    except (OSError, ValueError, KeyError, AttributeError):
+        return False
 
 
 def _alive(process: Mapping[str, Any]) -> bool | None:

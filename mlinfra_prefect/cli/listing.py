@@ -71,6 +71,9 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
     for each in entries:
         if each["state"] == "stuck" or each["unreadable"]:
             notes.append(cell(f"{each['id']} {each['reason']}", "red"))
+        elif each["up"] is False:
+            what = "server" if each["kind"] == "endpoint" else "node"
+            notes.append(cell(f"{each['id']} its {what} is gone; `mlinfra-prefect reap` gives the rest back", "red"))
         elif not wide and each["url"] and each["state"] != "released":
             notes.append(cell(f"{each['name']} answers at {each['url']}"))
     if any(each["state"] == "stuck" for each in entries):

@@ -5,6 +5,7 @@ The log moves when a lease is released: from the node's directory to ``logs`` be
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -139,9 +140,14 @@ class Printer:
         with stream:
             while chunk := stream.read(CHUNK):
                 self._head(source)
-                sys.stdout.buffer.write(chunk)
+                # Ctrl-C between the two would have the same bytes printed again.
+                before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    sys.stdout.buffer.write(chunk)
+                    source.offset += len(chunk)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, before)
                 self._unfinished = not chunk.endswith(b"\n")
-                source.offset += len(chunk)
                 self.printed = True
         sys.stdout.buffer.flush()
 

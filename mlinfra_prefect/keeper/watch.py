@@ -300,6 +300,8 @@ class Watcher:
             self.read_cards()  # what they left there
         for entry in ended:
             self.judge(entry)
+        if ended:
+            self.read_cards()  # only now can a card that is gone be dropped: its operation has been judged
         for name in ("renewal", "passing"):
             process = getattr(self, name)
             if process is not None:

@@ -28,7 +28,7 @@ def test_without_capacity_the_offers_still_say_why(cli):
     told = json.loads(done.stdout)
     assert (done.returncode, told["plan"], told["estimate_usd"]) == (4, None, None)
     assert "B200:16" in told["offers"][0]["skipped"]
-    assert done.stderr.startswith("error: accelerator: no offer meets B200:16")
+    assert done.stderr.startswith("error: No offer meets accelerator B200:16")
     human = cli("plan", "B200:16")
     assert human.returncode == 4
     assert "SKIPPED BECAUSE" in human.stdout

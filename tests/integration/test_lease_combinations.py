@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from itertools import pairwise
 from pathlib import Path
 
 import node_work
@@ -41,12 +42,29 @@ def test_a_block_has_a_node_and_leaves_none(asked: Asked) -> None:
 
 @row("lease-async-with")
 def test_async_with_and_arun(asked: Asked) -> None:
-    """`async with lease(...)` and `await infra.arun(...)`, several at once; the loop is never blocked for long."""
+    """`async with lease(...)` and `await infra.arun(...)`: the loop turns while the lease comes, works and goes."""
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0.01)
 
     @flow
     async def run() -> list[int]:
-        async with lease("cpu", max_minutes=5) as infra:
-            return await asyncio.gather(*(infra.arun(node_work.add_later, n) for n in range(3)))
+        turning = asyncio.ensure_future(turn())
+        seen = [turns]
+        try:
+            async with lease("cpu", max_minutes=5) as infra:
+                seen.append(turns)
+                values = await asyncio.gather(*(infra.arun(node_work.add_later, n) for n in range(3)))
+                seen.append(turns)
+        finally:
+            seen.append(turns)
+            turning.cancel()
+        assert all(after - before > 5 for before, after in pairwise(seen)), seen
+        return values
 
     assert asyncio.run(run()) == [1, 2, 3]
     assert asked.all_released(1)
@@ -284,23 +302,28 @@ def test_an_exception_drains_releases_and_comes_out(asked: Asked, tmp_path: Path
 
 @row("lease-dying")
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, TerminationSignal])
-def test_a_dying_process_only_marks_and_the_keeper_releases(
-    kind: type[BaseException], asked: Asked, monkeypatch
-) -> None:
-    """Ctrl-C, or Prefect's cancellation: one small write, no call of Prefect after it; the keeper releases."""
+@pytest.mark.parametrize("place", ["process", "foreground"])
+def test_a_dying_process_only_marks_and_the_keeper_releases(kind, place: str, asked: Asked, monkeypatch) -> None:
+    """Ctrl-C, or Prefect's cancellation: one small write, and no call of Prefect; the keeper releases.
+
+    In a container the keeper would die with this process, so there the block waits for it.
+    """
     from mlinfra_prefect.integration import lease as module
 
     def never(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a dying run called Prefect")
+        raise AssertionError("a dying run did more than to mark its lease")
 
     held = lease("cpu", max_minutes=5)
     error = TerminationSignal(15) if kind is TerminationSignal else KeyboardInterrupt()
     infra = held.__enter__()
     with monkeypatch.context() as patch:
+        patch.setenv("MLINFRA_KEEPER_PLACE", place)
         patch.setattr(module.phases, "phase", never)
         patch.setattr(module, "say", never)
+        if place == "process":
+            patch.setattr(module.keeper, "wait_released", never)
         held.__exit__(kind, error, None)
-    assert infra.state in {State.RELEASING, State.RELEASED}
+        assert infra.state in ({State.RELEASED} if place == "foreground" else {State.RELEASING, State.RELEASED})
     assert eventually(lambda: asked.all_released(1))
 
 

@@ -36,7 +36,10 @@ def ledger_id(home: Path) -> str | None:
     if not path.exists():
         return None
     with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
-        row = db.execute("SELECT value FROM meta WHERE key = 'ledger_id'").fetchone()
+        try:
+            row = db.execute("SELECT value FROM meta WHERE key = 'ledger_id'").fetchone()
+        except sqlite3.OperationalError:
+            return None  # it is being made
     return None if row is None else str(row[0])
 
 

@@ -109,7 +109,7 @@ def test_a_systemd_that_refuses_is_no_obstacle(house: House) -> None:
 
 def unshared() -> list[str]:
     """How to run something in a PID namespace of its own."""
-    argv = ["unshare", "--pid", "--fork", "--mount-proc"]
+    argv = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
     if shutil.which("unshare") is None or subprocess.run([*argv, "true"], capture_output=True, check=False).returncode:
         pytest.skip("PID namespaces may not be made here (unshare --pid --fork --mount-proc)")
     return argv

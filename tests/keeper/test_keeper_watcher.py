@@ -85,7 +85,6 @@ def test_many_leases_at_once_one_small_quiet_watcher(house: House) -> None:
 def test_terraform_runs_within_the_host_s_limit(house: House) -> None:
     """The slots are taken by whoever starts Terraform: with one slot, no two of them run at the same time."""
     body = """
-        import mlinfra_prefect.terraform.slots as slots
         say("limit", limit=context.slots.limit, place=str(context.slots.directory))
         from concurrent.futures import ThreadPoolExecutor
         with ThreadPoolExecutor(3) as pool:
@@ -173,7 +172,7 @@ class Desk:
         (place / "keeper" / "cards").mkdir(parents=True)
         self.cards = place / "keeper" / "cards"
         self.watcher = watch.Watcher(str(place), sys.executable, "process", 1e6, 1e6)
-        self.watcher.next_pass = None
+        self.watcher.next_pass, self.watcher.last_pass = None, time.monotonic()
         self.spawned: list[list[str]] = []
         self.argv = ["sleep", "600"]
         self.watcher.spawn = self.spawn  # type: ignore[method-assign]
