@@ -7,7 +7,7 @@ CACHE := $(CURDIR)/.cache
 PYTEST ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench clean serving-environment help
+.PHONY: demo test check bench clean help
 
 help:
 	@echo "make demo   train, serve and give back on this machine, from nothing"

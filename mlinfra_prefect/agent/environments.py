@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import groups
@@ -22,7 +23,6 @@ from .wire import read_json_if_there, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
-    from pathlib import Path
 
 _MARKER = "complete.json"
 _POLL_SECONDS = 0.05
@@ -31,7 +31,9 @@ _PROBE = (
     "places = [sysconfig.get_path('purelib'), sysconfig.get_path('platlib')]\n"
     "places += getattr(site, 'getsitepackages', list)()\n"
     "if site.ENABLE_USER_SITE: places.append(site.getusersitepackages())\n"
-    "print(json.dumps({'version': sys.version, 'prefix': sys.prefix, 'places': list(dict.fromkeys(places))}))"
+    "base = getattr(sys, '_base_executable', sys.executable)\n"
+    "seen = {'version': sys.version, 'prefix': sys.prefix, 'base': base, 'places': list(dict.fromkeys(places))}\n"
+    "print(json.dumps(seen))"
 )
 
 
@@ -93,6 +95,10 @@ def ensure(
         return python
     check_requirements(requirements)
     seen = _probe(python, env)
+    if not inherit:
+        # Nothing of the flow's own environment is in it, so every flow of the same Python may share it.
+        python = Path(seen["base"] or python)
+        seen = _probe(python, env)
     key = json.dumps([seen["version"], str(python), seen["prefix"], sorted(requirements), inherit])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     root = cache_dir / "environments"

@@ -40,7 +40,7 @@ def check_trusted(model: ModelArtifact, trusted: Sequence[str]) -> None:
     """Refuse a model that the server would refuse because of its types, where skops is here to tell.
 
     Raises:
-        InvalidInput: naming the types and the field that trusts them.
+        InvalidInput: naming the types and the field that trusts them, or the file that is no model.
     """
     if model.format != "sklearn-skops":
         if trusted:
@@ -53,7 +53,12 @@ def check_trusted(model: ModelArtifact, trusted: Sequence[str]) -> None:
     for entry in model.files:
         if not entry.path.endswith(".skops"):
             continue
-        unknown = sorted(set(get_untrusted_types(file=model.path / entry.path)) - set(trusted))
+        try:
+            found = get_untrusted_types(file=model.path / entry.path)
+        except Exception as error:  # noqa: BLE001 (skops raises whatever zip, JSON and numpy raise)
+            problem = f"{entry.path} cannot be read as a skops file ({type(error).__name__}: {error})"
+            raise InvalidInput("model", problem, "Save it with skops.io.dump.") from error
+        unknown = sorted(set(found) - set(trusted))
         if unknown:
             raise InvalidInput(
                 "serving.trusted_types",
