@@ -11,11 +11,10 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from contextvars import copy_context
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext
+from prefect.context import FlowRunContext, SettingsContext, get_settings_context
 
 ASK_SECONDS = 5.0
 """How often the server is asked about a run that may be tried again."""
@@ -39,20 +38,22 @@ class RunEnd:
         self._over = False
         self._asking = False
         self._next = time.monotonic() + ASK_SECONDS
-        # Prefect's settings are a context variable: another thread would ask another server.
-        self._context = copy_context()
+        # They are a context variable: without them another thread would ask another server.
+        self._settings = get_settings_context()
 
     def __call__(self) -> bool:
         """Whether the run is over, as far as is known."""
         self._over = self._over or _has_left(self._run.state)
         if not self._over and self._asks and not self._asking and time.monotonic() >= self._next:
             self._asking = True
-            threading.Thread(target=self._context.run, args=(self._ask,), name="mlinfra-run-end", daemon=True).start()
+            threading.Thread(target=self._ask, name="mlinfra-run-end", daemon=True).start()
         return self._over
 
     def _ask(self) -> None:
         with suppress(Exception):  # the server may be away; the end of the process is noticed without it
-            with get_client(sync_client=True) as server:
+            # A client of its own: the flow's is closed when the run ends.
+            here = SettingsContext(profile=self._settings.profile, settings=self._settings.settings)
+            with here, get_client(sync_client=True) as server:
                 state = server.read_flow_run(self._run.id).state
             self._over = self._over or _has_left(state, paused=False)
         self._next = time.monotonic() + ASK_SECONDS

@@ -24,6 +24,8 @@ from mlinfra_prefect.lifecycle.training import Progress
 
 LINES_PER_MINUTE = 60
 LAST_LINES = 200
+SUMMARY_SECONDS = 2.0
+"""Between two lines of progress and metrics; the last one is always told."""
 LINE_LENGTH = 2000
 """Characters of one line that go into Prefect, which drops messages that are too large."""
 
@@ -55,6 +57,8 @@ class Reporter:
         self._last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._metrics: dict[str, float] = {}
         self._fraction: float | None = None
+        self._next_summary = float("-inf")
+        self._untold: str | None = None
 
     def __enter__(self) -> Self:
         if self._logger is None and sys.stderr.isatty():
@@ -68,8 +72,12 @@ class Reporter:
         if self._status is not None:
             self._status.stop()
         dying = error is not None and not isinstance(error, Exception)
-        if self._logger is None or not self._held_back or dying:
+        if self._logger is None or dying:
             return  # a line of a dying run can end the process (RELIABILITY 5), and its lease is to be given back first
+        if self._untold is not None:
+            self._limited(self._untold)
+        if not self._held_back:
+            return
         self._logger.info("%s: %d more lines are in the whole log", self._label, self._held_back)
         if error is not None:
             self._logger.error("the last %d lines of %s:\n%s", len(self._last), self._label, "\n".join(self._last))
@@ -88,7 +96,16 @@ class Reporter:
             if self._status is not None:
                 self._status.update(escape(text))
             elif self._logger is not None:
-                self._limited(text)
+                self._summarise(text, at_once=bool(news.message))
+
+    def _summarise(self, text: str, *, at_once: bool) -> None:
+        """Tell a summary now, or keep it until the next is due: a step often tells progress and metrics apart."""
+        if not at_once and self._clock() < self._next_summary:
+            self._untold = text
+            return
+        self._untold = None
+        self._next_summary = self._clock() + SUMMARY_SECONDS
+        self._limited(text)
 
     def _summary(self, message: str) -> str:
         parts = [self._label]

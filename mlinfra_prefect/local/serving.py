@@ -55,7 +55,7 @@ def check_trusted(model: ModelArtifact, trusted: Sequence[str]) -> None:
             continue
         try:
             found = get_untrusted_types(file=model.path / entry.path)
-        except Exception as error:  # noqa: BLE001 (skops raises whatever zip, JSON and numpy raise)
+        except Exception as error:
             problem = f"{entry.path} cannot be read as a skops file ({type(error).__name__}: {error})"
             raise InvalidInput("model", problem, "Save it with skops.io.dump.") from error
         unknown = sorted(set(found) - set(trusted))

@@ -96,6 +96,17 @@ def test_lines_are_cut_and_carriage_returns_collapsed(logger: logging.Logger, ea
     assert ear.heard[3] == "fit  50 %  loss=0.25  half"
 
 
+def test_progress_comes_now_and_then_and_the_last_always(logger: logging.Logger, ear: Ear) -> None:
+    """A step that tells progress and metrics apart is no two lines, and a quick training no twenty."""
+    clock = Clock()
+    with Reporter("fit", logger=logger, clock=clock) as reporter:
+        for step in range(1, 11):
+            clock.now = step / 5
+            reporter(Progress(metrics={"loss": 1 / step}))
+            reporter(Progress(fraction=step / 10))
+    assert ear.heard == ["fit  loss=1", "fit  100 %  loss=0.1"]
+
+
 @row("logs")
 def test_the_log_of_a_node_in_the_run(asked: Asked, ear: Ear) -> None:
     """End to end: 60 lines of 500 on the way, the last 200 with the failure, `\\r` collapsed, in the task run's log."""

@@ -1,4 +1,4 @@
-"""A house for each test, and the verdict at its end: nothing of its ledger runs any more, and every record is released."""
+"""A house for each test, and the verdict at its end: nothing of its ledger runs, and every record is released."""
 
 from __future__ import annotations
 

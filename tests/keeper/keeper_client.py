@@ -106,8 +106,7 @@ def model(source: str, *, corrupt: bool = False) -> ModelArtifact:
         name="digits", lease_id="l0-1", environment="dev", code_hash="c", request_hash="r", environment_hash="e",
         versions=json.loads((incoming / "versions.json").read_text()),
     )  # fmt: skip
-    kept = context.artifacts.commit(incoming, lineage)
-    return kept
+    return context.artifacts.commit(incoming, lineage)
 
 
 def deploy(artifact: ModelArtifact, name: str = "digits", **serving: Any) -> EndpointRecord:

@@ -157,7 +157,7 @@ class House:
         found = self.runs(body).hears("reaped")
         return {name: {e["id"]: e["reason"] for e in found[name]} for name in ("released", "stuck", "skipped")}
 
-    # --- Terraform's handles -------------------------------------------------------------------------------------------
+    # --- Terraform's handles -----------------------------------------------------------------------------------------
 
     def hold(self, command: str) -> None:
         """Hold a Terraform command before it begins, from now on."""
@@ -242,7 +242,10 @@ class House:
         with contextlib.suppress(Exception):
             for record_id, record in judge.records(self.home).items():
                 parts.append(f"{record_id}: {record['state']} {record['reason']}")
-                parts += [f"  {e['time'][11:23]} g{e['generation']} {e['state']}: {e['reason']}" for e in self.history(record_id)]
+                parts += [
+                    f"  {e['time'][11:23]} g{e['generation']} {e['state']}: {e['reason']}"
+                    for e in self.history(record_id)
+                ]
         for log in (*self.home.glob("keeper/*.log"), *self.handles.glob("client-*.err")):
             parts.append(f"--- {log.name}\n{log.read_text(errors='replace')[-3000:]}")
         parts += [str(seen) for seen in judge.carriers(judge.ledger_id(self.home))]

@@ -100,7 +100,11 @@ def verdict(home: Path, seconds: float = 20.0) -> list[str]:
     mark = ledger_id(home)
 
     def left() -> list[Seen]:
-        return [seen for seen in carriers(mark) if not any("watch.py" in word for word in seen.argv) and "pass" not in seen.argv]
+        return [
+            seen
+            for seen in carriers(mark)
+            if not any("watch.py" in word for word in seen.argv) and "pass" not in seen.argv
+        ]
 
     until = time.monotonic() + seconds
     while left() and time.monotonic() < until:

@@ -212,10 +212,8 @@ def test_a_client_that_ends_though_its_process_lives(house: House) -> None:
     """A notebook's run is over: the integration says so, and the lease goes while the process stays."""
     client = house.client("""
         over = []
-        record = leasing.ask(
-            context, TrainingRequest(max_minutes=5), key=leasing.Key("run", "training", "x"), owner=Owner(user="u", host="h"),
-            client=me(),
-        ).record
+        record = leasing.ask(context, TrainingRequest(max_minutes=5), key=leasing.Key("run", "training", "x"),
+                             owner=Owner(user="u", host="h"), client=me()).record
         keeper.entrust(context, record, ended=lambda: bool(over))
         keeper.wait_ready(context, record.id, timeout=60)
         say("ready", id=record.id)

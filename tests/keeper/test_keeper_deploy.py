@@ -43,7 +43,7 @@ def test_a_client_killed_during_a_deploy_leaves_neither_server_nor_name_nor_port
 
 
 def test_a_ready_endpoint_outlives_its_client_and_its_keeper(house: House, digits: Path) -> None:
-    """It lives by its own grant; a second one of that name is refused; its server killed, the reaper closes the record."""
+    """It lives by its own grant, and its name is taken; its server killed, the reaper closes the record."""
     client = house.client(f"""
         from mlinfra_prefect.errors import EndpointExists, UnsupportedHere
         artifact = model({str(digits)!r})
@@ -51,8 +51,8 @@ def test_a_ready_endpoint_outlives_its_client_and_its_keeper(house: House, digit
         for options in ({{}}, {{"canary": [10, 100]}}):
             try:
                 canary = options.pop("canary", None)
-                ask_to_serve(context, artifact, ServingRequest(name="digits"), owner=Owner(user="u", host="h"), client=me(),
-                             canary=canary)
+                ask_to_serve(context, artifact, ServingRequest(name="digits"), owner=Owner(user="u", host="h"),
+                             client=me(), canary=canary)
             except (EndpointExists, UnsupportedHere) as error:
                 say("refused", kind=type(error).__name__, text=str(error))
     """)  # fmt: skip
@@ -167,7 +167,7 @@ def test_a_port_that_somebody_else_has(house: House, digits: Path, when: str) ->
 
 
 def test_a_second_look_at_ready_is_the_server_s_own(house: House, digits: Path) -> None:
-    """Keeper and operation killed while the server loads: the next operation waits for readiness before it says ready."""
+    """Keeper and operation killed while the server loads: the next operation waits for it before it says ready."""
     client = house.client(f"""
         from mlinfra_prefect.local.client import ready as answers
         record = deploy(model({str(digits)!r}))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import keeper_judge as judge
 import pytest
 from keeper_harness import House
 
@@ -73,8 +74,10 @@ def test_the_variable_goes_before_everything_and_is_checked(monkeypatch: pytest.
         detect_place()
 
 
-def test_systemd_gives_the_keeper_a_scope_where_it_runs_the_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A unit is stopped with its whole cgroup, so the keeper gets one of its own; elsewhere nothing is put before it."""
+def test_systemd_gives_the_keeper_a_scope_where_it_runs_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit is stopped with its whole cgroup, so the keeper gets one of its own; elsewhere nothing is added."""
     program = tmp_path / "systemd-run"
     program.write_text("#!/bin/sh\n")
     program.chmod(0o755)
@@ -141,7 +144,7 @@ def test_in_a_pid_namespace_leaving_waits_until_everything_is_gone(house: House)
 
 
 def test_a_lease_inside_a_namespace_is_not_taken_for_dead_from_outside(house: House) -> None:
-    """Its client's pid means nothing out here: neither is it touched while it lives, nor left when the namespace is gone."""
+    """Its client's pid means nothing out here: not touched while it lives, and not left when the namespace is gone."""
     script = house.handles / "client-in.py"
     script.write_text(
         f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
@@ -156,7 +159,7 @@ def test_a_lease_inside_a_namespace_is_not_taken_for_dead_from_outside(house: Ho
         for line in outside.stdout:
             if '"ready"' in line:
                 break
-        (lease,) = [lease for lease, record in records(house).items() if record["state"] == "ready"]
+        (lease,) = [lease for lease, record in judge.records(house.home).items() if record["state"] == "ready"]
         assert list(house.reap()["skipped"]) == [lease]
         # The keeper dies, its client lives: a new keeper out here cannot see it by its pid, and lets it live.
         house.kill_keeper(operations=True)
@@ -168,9 +171,3 @@ def test_a_lease_inside_a_namespace_is_not_taken_for_dead_from_outside(house: Ho
         assert outside.stdout is not None
         outside.stdout.close()
     assert list(house.reap()["released"]) == [lease]
-
-
-def records(house: House) -> dict[str, dict[str, object]]:
-    import keeper_judge as judge
-
-    return judge.records(house.home)

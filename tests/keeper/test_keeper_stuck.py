@@ -1,4 +1,4 @@
-"""Rule: it never says `released` with anything left; what cannot be destroyed is `stuck`, in red, and retried for ever."""
+"""Rule: `released` is never said with anything left; what cannot be destroyed is `stuck`, and retried for ever."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,14 +46,14 @@ def test_it_goes_home_when_the_desk_is_empty_and_leaves_no_zombie(house: House) 
 
 
 def test_many_leases_at_once_one_small_quiet_watcher(house: House) -> None:
-    """Ids never collide, Terraform runs within the host's limit, and at rest the watcher costs next to nothing."""
+    """Ids never collide, every lease gets ready and goes, and at rest the watcher costs next to nothing."""
     client = house.client(f"""
         from concurrent.futures import ThreadPoolExecutor
         def one(number):
             return ready(f"lease-{{number}}")
         with ThreadPoolExecutor({LEASES}) as pool:
             records = list(pool.map(one, range({LEASES})))
-        say("all", ids=[record.id for record in records], limit=context.slots.limit)
+        say("all", ids=[record.id for record in records])
         wait_for("go")
         for record in records:
             keeper.release(context, record.id, reason="done")
@@ -62,12 +63,6 @@ def test_many_leases_at_once_one_small_quiet_watcher(house: House) -> None:
     """)
     found = client.hears("all", seconds=90)
     assert len(set(found["ids"])) == LEASES
-    spans = []
-    for record in judge.records(house.home).values():
-        attempt = record["attempts"][0]
-        spans.append((attempt["applied_at"], attempt["up_at"]))
-    at_once = max(sum(other[0] <= span[0] < other[1] for other in spans) for span in spans)
-    assert at_once <= LEASES
     house.until(lambda: not house.processes("keeper.operate"), "nothing is to be done")
     watcher = house.watcher()
     before, began = cpu_seconds(watcher), time.monotonic()
@@ -127,8 +122,8 @@ def test_every_process_carries_the_four_marks(house: House) -> None:
     client.hears("news", log="training, resumed=False")
     seen += house.processes()
     names = {"MLINFRA_LEDGER_ID", "MLINFRA_LEASE_ID", "MLINFRA_ATTEMPT", "MLINFRA_DEADLINE"}
-    kinds = {word for each in seen for word in ("watch.py", "keeper.operate", "terraform", "agent-", "keeper_training") if word in str(each)}
-    assert kinds == {"watch.py", "keeper.operate", "terraform", "agent-", "keeper_training"}
+    kinds = {"watch.py", "keeper.operate", "terraform", "agent-", "keeper_training"}
+    assert {kind for kind in kinds if any(kind in str(each) for each in seen)} == kinds
     for each in seen:
         assert names <= set(each.environ), each
         if each.lease:
@@ -156,7 +151,8 @@ def test_a_full_disk_is_one_sentence_and_nothing_runs(house: House) -> None:
     script = "import sys; sys.path.insert(0, {!r})\nfrom keeper_client import *\nready()\n"
     (house.handles / "full.py").write_text(script.format(str(Path(__file__).parent)))
     argv = ["unshare", "--mount", "sh", "-c", shell]
-    if subprocess.run(["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, check=False).returncode:
+    trial = ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"]
+    if shutil.which("unshare") is None or subprocess.run(trial, capture_output=True, check=False).returncode:
         pytest.skip("no file system may be mounted here (unshare --mount)")
     done = subprocess.run(argv, env=house.env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode != 0
