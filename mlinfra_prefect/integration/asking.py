@@ -81,6 +81,7 @@ def obtain(here: Context, asking: Asking) -> Infra:
     asked = ask(
         here, asking.request, key=asking.ticket.key, owner=runs.owner(), client=client,
         announce=partial(keeper.announce, here), withdraw=partial(keeper.withdraw, here),
+        give_back=lambda lease_id, why: keeper.release(here, lease_id, reason=why),
     )  # fmt: skip
     infra = Infra(here, asked.record.id)
     try:

@@ -6,13 +6,16 @@ flow run finds the first one's lease instead of renting twice (rule R13).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 
 from mlinfra_prefect.errors import AlreadyExists, LeaseHeld, QuotaExceeded
 from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.planning import admitted, choose_offer
 from mlinfra_prefect.local.process import is_provably_dead
 from mlinfra_prefect.model.environment import longest_life_seconds
@@ -60,8 +63,12 @@ def ask(
     is_dead: Callable[[ProcessIdentity], bool] = is_provably_dead,
     announce: Callable[[LeaseRecord], None] = lambda _: None,
     withdraw: Callable[[LeaseRecord], None] = lambda _: None,
+    give_back: Callable[[str, str], object] | None = None,
 ) -> Asked:
     """Write a lease record, or adopt the live one of the same key.
+
+    A live one that was asked for with another request is not what is needed now: it is given back, and the next round
+    starts at once.
 
     Args:
         context: where.
@@ -72,6 +79,7 @@ def ask(
         is_dead: whether another client's process is provably dead.
         announce: called with the record before it is written: the keeper may expect it.
         withdraw: called with an announced record that was not written.
+        give_back: called with the id of such a lease and the reason; by default it is only marked as releasing.
 
     Returns:
         The durable record; nothing has been created for it yet.
@@ -88,6 +96,11 @@ def ask(
         rounds = ledger.rounds(key.base)
         last = rounds[-1].record if rounds else None
         if isinstance(last, LeaseRecord) and last.live:
+            if last.request_hash != request.hash:
+                _refuse_held(context, last, client, is_dead)
+                why = "a retry of its run asks for something else"
+                (give_back or partial(_mark_releasing, context))(last.id, why)
+                continue
             adopted = _adopt(context, last, owner=owner, client=client, is_dead=is_dead)
             if adopted is not None:
                 return Asked(adopted, adopted=True)
@@ -107,6 +120,7 @@ def ask(
             renewed_until=now + timedelta(seconds=TTL_SECONDS),
             request=request,
             request_hash=request.hash,
+            python=sys.executable,
             deadline=now + timedelta(seconds=longest_life_seconds(request, offer.usd_per_hour)),
         )
         announce(record)
@@ -139,6 +153,24 @@ def _create(context: Context, record: LeaseRecord) -> None:
     )
 
 
+def _refuse_held(
+    context: Context, record: LeaseRecord, client: Client, is_dead: Callable[[ProcessIdentity], bool]
+) -> None:
+    """Leave a lease to its client while that lives."""
+    before = record.client
+    gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < context.ledger.now()
+    if before.process and before.process != client.process and not gone and not is_dead(before.process):
+        raise LeaseHeld(
+            f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "
+            f"{before.process.host} is alive or cannot be proven dead.",
+            "Wait for it, or release it: mlinfra-prefect release " + record.id,
+        )
+
+
+def _mark_releasing(context: Context, lease_id: str, why: str) -> None:
+    begin_release(context, lease_id, reason=why)
+
+
 def _adopt(
     context: Context,
     last: LeaseRecord,
@@ -153,14 +185,7 @@ def _adopt(
         assert isinstance(record, LeaseRecord)  # a base is never shared by two kinds
         if not record.live:
             return None
-        before = record.client
-        gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < context.ledger.now()
-        if before.process and before.process != client.process and not gone and not is_dead(before.process):
-            raise LeaseHeld(
-                f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "
-                f"{before.process.host} is alive or cannot be proven dead.",
-                "Wait for it, or release it: mlinfra-prefect release " + record.id,
-            )
+        _refuse_held(context, record, client, is_dead)
         # Whatever was decided because the former client was lost is void: the lease has a client again.
         return record.revised(client=client, owner=owner, keep_until=None, reason="")
 

@@ -92,7 +92,8 @@ class LocalPlatform:
                 "grant_token": secret,
                 "heartbeat_seconds": 2.0,
                 "poll_seconds": 0.1,
-                "python": sys.executable,
+                # The client's: the keeper may have been started from another environment of the same home.
+                "python": (record.python if isinstance(record, LeaseRecord) else "") or sys.executable,
                 "cache_dir": str(self._cache),
                 "serve": serve,
             },

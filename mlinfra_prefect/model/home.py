@@ -37,8 +37,17 @@ class Home:
             LedgerUnavailable: it cannot be created or written.
         """
         try:
-            for place in (self.root, self.keeper, self.cards, self.clients, self.work, self.artifacts, self.checkpoints,
-                          self.cache, self.slots):
+            for place in (
+                self.root,
+                self.keeper,
+                self.cards,
+                self.clients,
+                self.work,
+                self.artifacts,
+                self.checkpoints,
+                self.cache,
+                self.slots,
+            ):
                 place.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise LedgerUnavailable(

@@ -208,6 +208,12 @@ class LeaseRecord(Kept):
     base: Id = Field(title="Base", description="The id without its round.", examples=["l0f3c5d7e9b1a2c4d6e8f"])
     round: int = Field(title="Round", description="Which lease of this base it is, from 1.", ge=1, examples=[1])
     request: TrainingRequest = Field(title="Request", description="What was asked for, filled from the caps.")
+    python: str = Field(
+        default="",
+        title="Interpreter",
+        description="The client's Python: what a preinstalled environment on this host means. Empty: the keeper's own.",
+        examples=["/home/ada/project/.venv/bin/python"],
+    )
     request_hash: str = Field(
         title="Request hash", description="Of the whole request.", examples=["60303ae22b998861bce3"]
     )
