@@ -68,40 +68,44 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
 
 
 def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
-    """Renew leases whose clients live, and begin the release of those whose node is gone."""
+    """Renew leases whose clients live; then begin the release of those whose node is gone."""
     code = 0
-    for record_id in record_ids:
-        try:
-            _renew(context, record_id, keeper)
-        except LeaseLost:
-            continue  # somebody else keeps it now
-        except (MlinfraError, OSError) as error:
-            sys.stderr.write(f"{record_id}: not renewed: {error}\n")
-            code = FAILED
+    for work in (_renew, _look_at_node):  # a look at a silent node takes seconds: no renewal waits for it
+        for record_id in record_ids:
+            try:
+                work(context, record_id, keeper)
+            except LeaseLost:
+                continue  # somebody else keeps it now
+            except (MlinfraError, OSError) as error:
+                sys.stderr.write(f"{record_id}: not renewed: {error}\n")
+                code = FAILED
     return code
 
 
 def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
     seen = context.ledger.read(record_id)
-    if seen is None:
-        return
-    record, attempt = seen.record, seen.record.attempt
-    if not record.live:
-        lay(context, record)  # its card may still say otherwise
-        return
-    if record.keeper != keeper:
-        return  # not taken over yet, or not ours any more
-    platform = context.platform(record.platform)
-    if record.state is State.READY and attempt is not None and not platform.is_up(record, attempt):
-        why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
-        error = NodeLost.__name__
-        lay(context, begin_release(context, record.id, reason=why, error=error, generation=record.generation))
+    if seen is None or seen.record.keeper != keeper:
+        return  # gone, not taken over yet, or not ours any more
+    if not seen.record.live:
+        lay(context, seen.record)  # its card may still say otherwise
         return
     now = context.ledger.now()
     revise(
         context.ledger, record_id, lambda found: renewed(found, now, TTL_SECONDS),
-        actor=context.actor, reason="renewed", generation=record.generation,
+        actor=context.actor, reason="renewed", generation=seen.record.generation,
     )  # fmt: skip
+
+
+def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
+    seen = context.ledger.read(record_id)
+    attempt = seen.record.attempt if seen is not None else None
+    if seen is None or attempt is None or seen.record.keeper != keeper or seen.record.state is not State.READY:
+        return
+    record, platform = seen.record, context.platform(seen.record.platform)
+    if not platform.is_up(record, attempt):
+        why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
+        error = NodeLost.__name__
+        lay(context, begin_release(context, record.id, reason=why, error=error, generation=record.generation))
 
 
 def _announced(context: Context, record_id: str) -> int:
@@ -232,7 +236,3 @@ def main() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-if __name__ == "__main__":
-    main()

@@ -363,7 +363,7 @@ class Watcher:
 
     def spawn(self, arguments: list[str], env: dict[str, str], seconds: float) -> Process | None:
         """Start an operation process, in a session of its own: what ends the watcher spares it. None: it cannot."""
-        argv = [self.python, "-P", "-m", "mlinfra_prefect.keeper.operate", "--home", self.home, "--watcher", self.me,
+        argv = [self.python, "-P", "-m", "mlinfra_prefect.keeper", "--home", self.home, "--watcher", self.me,
                 "--place", self.place, *arguments]  # fmt: skip
         try:
             started = subprocess.Popen(

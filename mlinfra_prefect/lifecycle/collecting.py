@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,17 @@ ENDED = frozenset({"succeeded", "failed", "stopped"})
 def collect_all(context: Context, record: LeaseRecord) -> None:
     """Keep every finished artifact of a lease that its client did not live to collect. Idempotent.
 
-    Never raises for one bad artifact, because release must go on: what is wrong with it stands in the history.
+    Called when its node's meter is stopped, so a job that has not ended never will. Never raises for one bad artifact,
+    because release must go on: what is wrong with it stands in the history.
     """
     attempt = record.attempt
     if attempt is None:
         return
     node = context.platform(record.platform).node(attempt)
     for note in record.jobs:
-        status = node.status(note.job_id)
-        if status is None or not status.ended:
-            continue
+        status = node.status(note.job_id) or JobStatus(state="submitted")
+        if not status.ended:
+            status = replace(status, state="stopped", reason="its node is gone", finished_at=time.time())
         artifact_id, reason = None, f"job {note.job_id} {status.state}"
         if status.state == "succeeded":
             try:

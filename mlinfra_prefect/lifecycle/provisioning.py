@@ -22,7 +22,7 @@ from mlinfra_prefect.errors import (
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.clients import look_at_client, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.marking import begin_release, current, mark_attempt
+from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark_attempt
 from mlinfra_prefect.lifecycle.planning import choose_offer
 from mlinfra_prefect.lifecycle.releasing import release_attempt
 from mlinfra_prefect.model.lease import Attempt, AttemptState, EndpointRecord, LeaseRecord, State
@@ -48,6 +48,7 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
         LeaseLost: a newer keeper took over.
     """
     problem: MlinfraError | None = None
+    fresh = 0
     while record.state in {State.REQUESTED, State.PROVISIONING}:
         record = look_at_client(context, record)
         if not record.live:
@@ -58,8 +59,11 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
                 if len(record.attempts) >= MAX_ATTEMPTS:
                     return fail(context, record, problem or _interrupted(record))
                 record = _add_attempt(context, record)
+                fresh = len(record.attempts)
             elif attempt.state is AttemptState.PLANNED:
-                record = _apply(context, record, attempt)
+                if attempt.number != fresh:
+                    record = _note_plan(context, record, attempt)
+                record = _apply(context, record, attempt.number)
             elif attempt.state is AttemptState.APPLYING:
                 record = _look_at_leftover(context, record, attempt)
             else:
@@ -105,7 +109,7 @@ def _add_attempt(context: Context, record: KeptRecord) -> KeptRecord:
     place = context.home.record_dir(record.id) / str(number)
     attempt = Attempt(
         number=number, offer=offer, stack="planned", directory=str(place / "terraform"), node_dir=str(place / "node"),
-        engine=f"{context.engine.name} {context.engine.version}",
+        engine=f"{context.engine.name} {context.engine.version}", operation="plan", operation_deadline=_until(record),
     )  # fmt: skip
 
     def change(now: KeptRecord) -> KeptRecord | None:
@@ -121,15 +125,25 @@ def _offer_for(context: Context, record: KeptRecord) -> Offer:
     return Offer(type="local", region="local", market="on-demand", usd_per_hour=0.0, gpus=0)
 
 
-def _apply(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
-    """Plan an attempt and apply that very plan."""
+def _note_plan(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
+    reason = f"planning attempt {attempt.number} again"
+    return mark_attempt(
+        context, record, attempt.number, reason, only_live=True, operation="plan", operation_deadline=_until(record)
+    )
+
+
+def _until(record: KeptRecord) -> datetime:
+    """The deadline of a provisioning operation that begins now."""
     until = time.time() + PROVISION_SECONDS
     if record.deadline is not None:
         until = min(until, record.deadline.timestamp())
-    record = mark_attempt(
-        context, record, attempt.number, f"planning attempt {attempt.number}", only_live=True,
-        operation="plan", operation_deadline=datetime.fromtimestamp(until, UTC),
-    )  # fmt: skip
+    return datetime.fromtimestamp(until, UTC)
+
+
+def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
+    """Plan an attempt whose operation is recorded, and apply that very plan."""
+    attempt = attempt_of(current(context, record), number)
+    until = (attempt.operation_deadline or _until(record)).timestamp()
     context.tell(record)
     platform = context.platform(record.platform)
     directory = Path(attempt.directory)

@@ -23,6 +23,7 @@ from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Search
 from mlinfra_prefect.terraform import Stack, in_flight
 
+DESTROY = "destroy"
 DESTROY_SECONDS = 600.0
 """The deadline of destroying one attempt."""
 UPLOAD_SECONDS = 60.0
@@ -125,8 +126,10 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
         until = attempt.operation_deadline.timestamp()  # begun by an operation that was killed: no longer for that
     if until <= time.time():
         return record
-    noted = _note(context, record, attempt.number, "drain", until)
     node = context.platform(record.platform).node(attempt)
+    if not node.jobs():
+        return record
+    noted = _note(context, record, attempt.number, "drain", until)
     if node.alive():
         node.stop(None, grace_seconds=min(record.request.grace_seconds, max(0.1, until - time.time())))
         while time.time() < until and node.lives():
@@ -140,21 +143,25 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
 def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     attempt = attempt_of(record, number)
     record = mark_attempt(
-        context, record, number, f"attempt {number}: stopping the meter",
-        state=AttemptState.RELEASING, operation="stop the meter",
+        context, record, number, f"attempt {number}: stopping the meter, then destroying it",
+        state=AttemptState.RELEASING, operation=DESTROY,
         operation_deadline=context.ledger.now() + timedelta(seconds=DESTROY_SECONDS),
     )  # fmt: skip
+    context.tell(record)
     context.platform(record.platform).stop_meter(record, attempt)
     return record
 
 
 def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     attempt = attempt_of(record, number)
-    until = time.time() + DESTROY_SECONDS
     platform, place = context.platform(record.platform), Path(attempt.directory)
     created, destroyed, how = attempt.resources, attempt.destroyed, "is destroyed"
     if place.is_dir():
-        record = _note(context, record, number, "destroy", until)
+        if attempt.operation != DESTROY or attempt.operation_deadline is None:
+            record = _note(context, record, number, DESTROY, time.time() + DESTROY_SECONDS)
+            attempt = attempt_of(record, number)
+        record = current(context, record)  # nothing is destroyed that is not ours any more
+        until = attempt.operation_deadline.timestamp() if attempt.operation_deadline else time.time() + DESTROY_SECONDS
         stack = context.open_stack(place, record, number)
         named = _named(stack)
         if named is None and platform.found_by_mark:

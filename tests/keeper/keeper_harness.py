@@ -209,7 +209,7 @@ class House:
 
     def kill_keeper(self, *, operations: bool = False) -> None:
         """SIGKILL the watcher, and what it has spawned."""
-        ended = self.processes("watch.py") + (self.processes("keeper.operate") if operations else [])
+        ended = self.processes("watch.py") + (self.processes("mlinfra_prefect.keeper") if operations else [])
         assert ended
         for seen in ended:
             judge.end(seen)

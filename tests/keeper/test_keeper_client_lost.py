@@ -97,7 +97,7 @@ def test_a_killed_client_gets_its_checkpoint_before_the_lease_goes(house: House)
     assert len(committed_checkpoint(house)) == 1
     assert record["jobs"][0]["state"] == "stopped"
     steps = [line["reason"] for line in house.history(lease)]
-    assert steps.index("attempt 1: drain") < steps.index("attempt 1: stopping the meter")
+    assert steps.index("attempt 1: drain") < steps.index("attempt 1: stopping the meter, then destroying it")
 
 
 def test_release_now_waits_for_no_training(house: House) -> None:

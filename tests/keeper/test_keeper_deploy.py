@@ -72,20 +72,21 @@ def test_a_ready_endpoint_outlives_its_client_and_its_keeper(house: House, digit
     assert house.record(endpoint)["receipt"]["destroyed"] == ["1/terraform_data.server"]
 
 
-def test_an_endpoint_that_expires_is_gone_and_closed_without_help(house: House, digits: Path) -> None:
-    """The server ends itself at `expires_at`, and the keeper closes the record; nobody asks for either."""
-    client = house.client(f"""
-        from datetime import timedelta
-        import mlinfra_prefect.lifecycle.serving as serving
-        serving.timedelta = lambda **given: timedelta(seconds=9) if "minutes" in given else timedelta(**given)
-        deploy(model({str(digits)!r}))
-    """)
-    endpoint = client.hears("deployed")["id"]
+def test_an_endpoint_that_expires_is_closed_by_its_keeper(house: House, digits: Path) -> None:
+    """The keeper stays for an endpoint that expires, and gives everything back at that moment."""
+    client = house.client(f"record = deploy(model({str(digits)!r})); say('up', url=record.url)")
+    endpoint, url = client.hears("deployed")["id"], client.hears("up")["url"]
     assert client.ends() == 0
-    url = house.record(endpoint)["url"]
     assert answers(url)
-    record = house.becomes(endpoint, "released", seconds=20)
-    assert record["receipt"]["reason"] == "it expired"
+    # Five minutes are over at once: the record is all that a keeper knows of time.
+    house.runs(f"""
+        from mlinfra_prefect.ledger import revise
+        from mlinfra_prefect.keeper.desk import lay, wake
+        over = lambda record: record.revised(expires_at=context.ledger.now())
+        lay(context, revise(context.ledger, {endpoint!r}, over, actor="test", reason="time goes by"))
+        wake(context.home)
+    """)
+    assert house.becomes(endpoint, "released")["receipt"]["reason"] == "it expired"
     assert not answers(url)
 
 
@@ -105,35 +106,39 @@ def test_an_expired_endpoint_whose_keeper_is_gone_is_closed_by_the_reaper(house:
     assert house.reap()["released"] == {endpoint: "it expired"}
 
 
-def test_a_server_that_never_gets_ready_is_given_back_with_its_words(house: House) -> None:
-    """A predictor that raises when it is loaded: EndpointNotReady with the server's own sentence; then a stored file
-    that changed is refused before anything is written."""
-    client = house.client("""
+def test_a_server_that_never_gets_ready_is_given_back_with_its_words(house: House, digits: Path) -> None:
+    """A model that is none: refused before anything is written, where that is knowable; else EndpointNotReady with the
+    server's own sentence, and everything given back. A stored file that changed is refused, too."""
+    client = house.client(f"""
         import hashlib
         from mlinfra_prefect.errors import MlinfraError
-        text = b"raise RuntimeError('broken inside')"
+        import mlinfra_prefect.lifecycle.serving as serving
         place = Path("broken")
-        (place / "files").mkdir(parents=True)
-        (place / "files/serve.py").write_bytes(text)
-        entry = {"path": "serve.py", "sha256": hashlib.sha256(text).hexdigest(), "size": len(text)}
-        draft = {"format": "python"}
-        (place / "manifest.json").write_text(json.dumps({"files": [entry], "metrics": {}, "draft": draft}))
-        (place / "versions.json").write_text("{}")
+        shutil.copytree({str(digits)!r}, place)
+        (place / "files/model.skops").write_bytes(b"no model")
+        manifest = json.loads((place / "manifest.json").read_text())
+        manifest["files"][0].update(sha256=hashlib.sha256(b"no model").hexdigest(), size=8)
+        (place / "manifest.json").write_text(json.dumps(manifest))
         artifact = model("broken")
-        for _ in range(2):
+
+        def tries():
             try:
-                deploy(artifact, predictor="serve.py:predict")
+                deploy(artifact)
             except MlinfraError as error:
                 say("raised", kind=type(error).__name__, text=str(error))
             for seen in context.ledger.records():
                 keeper.wait_released(context, seen.record.id, timeout=60)
-            (artifact.path / "serve.py").write_bytes(b"changed")
+
+        tries()
+        serving.check_trusted = lambda *_: None  # as where skops is not here to tell
+        tries()
+        (artifact.path / "model.skops").write_bytes(b"changed!")
+        tries()
     """)
     assert client.ends() == 0, client.errors.read_text()
-    first, second = [event for event in client.events if event["what"] == "raised"]
-    assert first["kind"] == "EndpointNotReady"
-    assert "broken inside" in first["text"]
-    assert second["kind"] == "ArtifactCorrupted"
+    known, served, changed = [event for event in client.events if event["what"] == "raised"]
+    assert (known["kind"], served["kind"], changed["kind"]) == ("InvalidInput", "EndpointNotReady", "ArtifactCorrupted")
+    assert "could not be loaded" in served["text"]
     assert len([event for event in client.events if event["what"] == "deploying"]) == 1
 
 

@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+import keeper_judge as judge
 from keeper_harness import House
 
 
@@ -201,7 +202,7 @@ def test_an_old_generation_touches_nothing(house: House) -> None:
     client.hears("news", log="training")
     house.kill_keeper()
     house.until(lambda: house.record(lease)["generation"] == 2, "it was taken over")
-    house.until(lambda: not house.processes("keeper.operate"), "nobody is at it")
+    house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "nobody is at it")
     calls = sum(house.calls(command) for command in ("plan", "apply", "destroy"))
     said = house.runs(f"""
         from mlinfra_prefect.errors import LeaseLost
@@ -214,7 +215,7 @@ def test_an_old_generation_touches_nothing(house: House) -> None:
             "release": lambda: releasing.release_pass(context, going),
             "attempt": lambda: releasing.release_attempt(context, old, 1),
             "provision": lambda: provisioning._look_at_leftover(context, old, old.attempt),
-            "apply": lambda: provisioning._apply(context, old, old.attempt),
+            "apply": lambda: provisioning._apply(context, old, 1),
             "add": lambda: provisioning._add_attempt(context, old),
             "begin": lambda: begin_release(context, old.id, reason="no", generation=1),
         }}
@@ -231,3 +232,57 @@ def test_an_old_generation_touches_nothing(house: House) -> None:
     assert not list(Path(house.record(lease)["attempts"][0]["node_dir"]).rglob("stop.json"))
     assert client.hears("trained")["artifact"]
     assert client.ends() == 0
+
+
+def test_without_a_keeper_nothing_is_made_and_nobody_waits_for_ever(house: House) -> None:
+    """It cannot be started: before the record, after it, and while somebody waits. Each is one error, soon."""
+    client = house.client("""
+        from mlinfra_prefect.errors import KeeperUnavailable
+        import mlinfra_prefect.keeper.starting as starting
+        start = starting._start
+        def refuse(context):
+            raise starting._unavailable(context.home, "no more processes")
+
+        def tries(what, attempt):
+            began = time.time()
+            try:
+                attempt()
+            except KeeperUnavailable as error:
+                say(what, text=str(error), seconds=time.time() - began)
+
+        starting._start = refuse
+        tries("before", lambda: ask("before"))
+        tries("after", lambda: keeper.entrust(context, leasing.ask(
+            context, TrainingRequest(max_minutes=5), key=leasing.Key("run", "training", "after"),
+            owner=Owner(user="u", host="h"), client=me()).record))
+        starting._start = start
+        record = ask("meanwhile")
+        wait_for("killed")
+        starting._start = refuse
+        say("refuses")
+        tries("meanwhile", lambda: keeper.wait_ready(context, record.id))
+    """)
+    assert "no more processes" in client.hears("before")["text"]
+    assert "no more processes" in client.hears("after")["text"]
+    house.hold("plan")
+    lease = client.hears("asked")["id"]
+    house.held("plan")
+    os.kill(client.process.pid, signal.SIGSTOP)
+    house.kill_keeper(operations=True)
+    (house.handles / "killed").touch()
+    house.fail("plan")  # or the plan could be done before the client has looked
+    house.let("plan")
+    os.kill(client.process.pid, signal.SIGCONT)
+    client.hears("refuses")
+    if house.processes("watch.py"):
+        house.kill_keeper(operations=True)
+    found = client.hears("meanwhile")
+    assert "no more processes" in found["text"]
+    assert found["seconds"] < 10
+    assert client.ends() == 0
+    house.fail("plan", fails=False)
+    house.reap()
+    after, meanwhile = judge.records(house.home)  # and no third: nothing was written where nobody would keep it
+    assert meanwhile == lease
+    record = house.becomes(after, "released")
+    assert (record["error"], record["receipt"]["created"]) == ("KeeperUnavailable", [])

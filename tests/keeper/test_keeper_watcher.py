@@ -35,7 +35,7 @@ def test_it_goes_home_when_the_desk_is_empty_and_leaves_no_zombie(house: House) 
     client = house.client("record = ready(); wait_for('go'); give_back(record); say('over'); wait_for('end')")
     client.hears("ready")
     watcher = house.watcher()
-    house.until(lambda: not house.processes("keeper.operate"), "no operation runs")
+    house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "no operation runs")
     assert judge.zombies_of(watcher) == []
     (house.handles / "go").touch()
     client.hears("over")
@@ -63,7 +63,7 @@ def test_many_leases_at_once_one_small_quiet_watcher(house: House) -> None:
     """)
     found = client.hears("all", seconds=90)
     assert len(set(found["ids"])) == LEASES
-    house.until(lambda: not house.processes("keeper.operate"), "nothing is to be done")
+    house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "nothing is to be done")
     watcher = house.watcher()
     before, began = cpu_seconds(watcher), time.monotonic()
     time.sleep(2.0)
@@ -122,7 +122,7 @@ def test_every_process_carries_the_four_marks(house: House) -> None:
     client.hears("news", log="training, resumed=False")
     seen += house.processes()
     names = {"MLINFRA_LEDGER_ID", "MLINFRA_LEASE_ID", "MLINFRA_ATTEMPT", "MLINFRA_DEADLINE"}
-    kinds = {"watch.py", "keeper.operate", "terraform", "agent-", "keeper_training"}
+    kinds = {"watch.py", "mlinfra_prefect.keeper", "terraform", "agent-", "keeper_training"}
     assert {kind for kind in kinds if any(kind in str(each) for each in seen)} == kinds
     for each in seen:
         assert names <= set(each.environ), each

@@ -52,7 +52,12 @@ def test_a_lease_and_its_receipt(context: Context, asked: Ask) -> None:
     assert (over.receipt.reason, over.receipt.created) == ("the test is over", ("1/terraform_data.node",))
     assert over.receipt.destroyed == over.receipt.created
     assert over.receipt.idle_seconds == pytest.approx(over.receipt.up_seconds)
-    assert told == ["plan", "drain", "destroy"]
+    assert told == ["plan", "destroy"]
+    assert [line.reason for line in context.ledger.history(record.id)] == [
+        "asked for", "attempt 1: local in " + record.attempts[0].offer.region, "applying local-node",
+        "applied and found up", "the test is over", "attempt 1: stopping the meter, then destroying it",
+        "attempt 1 is destroyed", "released: the test is over",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
