@@ -109,6 +109,8 @@ def test_a_job_that_was_written_down_but_never_arrived_is_handed_over_again(hous
     assert first.ends() != 0
     house.until(lambda: house.record(lease)["keep_until"], "it is kept without a client")
     assert house.record(lease)["jobs"][0]["state"] == "submitted"
-    second = house.client("record = ready(); train(record, 'quick'); give_back(record)")
+    second = house.client(
+        "record = ready(on_client_lost='keep', keep_minutes=3); train(record, 'quick'); give_back(record)"
+    )
     assert second.hears("trained")["job"] == house.record(lease)["jobs"][0]["job_id"]
     assert second.ends() == 0

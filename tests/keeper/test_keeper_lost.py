@@ -132,7 +132,7 @@ def test_a_lease_without_a_client_goes_on_under_the_reaper_s_keeper_until_its_de
     record = house.becomes(lease, "released")
     assert record["receipt"]["reason"] == "its hard deadline is near"
     assert list(house.home.glob("checkpoints/dev/*/1/manifest.json"))
-    assert record["released_at"] < record["deadline"]
+    assert record["jobs"][0]["finished_at"] < record["deadline"]
 
 
 def test_the_dead_man_ends_what_nobody_keeps(house: House) -> None:

@@ -35,6 +35,7 @@ def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
     for name in ("MLINFRA_TERRAFORM", "MLINFRA_CONFIG"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("MLINFRA_CACHE", str(CACHE))
+    monkeypatch.setenv("MLINFRA_HOME", str(root))
     monkeypatch.chdir(root)
     made = Context(Home(root))
     try:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -12,6 +15,8 @@ import pytest
 
 from mlinfra_prefect.errors import NotYetDestroyed
 from mlinfra_prefect.keeper.desk import card_of, drain_at
+from mlinfra_prefect.keeper.operate import step
+from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle import provisioning, releasing
 from mlinfra_prefect.lifecycle.context import Context
@@ -20,7 +25,8 @@ from mlinfra_prefect.lifecycle.provisioning import provision
 from mlinfra_prefect.lifecycle.receipts import write_receipt
 from mlinfra_prefect.lifecycle.releasing import release_pass
 from mlinfra_prefect.lifecycle.resuming import other_code
-from mlinfra_prefect.model.lease import AttemptState, LeaseRecord, State
+from mlinfra_prefect.local.process import identify
+from mlinfra_prefect.model.lease import AttemptState, Keeper, LeaseRecord, State
 from mlinfra_prefect.terraform import Stack
 
 Ask = Callable[..., LeaseRecord]
@@ -165,7 +171,9 @@ def test_one_attempt_that_does_not_go_does_not_stop_the_others(
     assert release_pass(context, failed).state is State.RELEASED
 
 
-def test_a_drain_is_bounded_by_the_deadline_and_skipped_past_it(context: Context, asked: Ask) -> None:
+def test_a_drain_is_bounded_by_the_deadline_and_skipped_past_it(
+    context: Context, asked: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The hard deadline contains the drain; one that was interrupted gets no second helping of time."""
     record = provision(context, asked(grace_seconds=3600))
     begin_release(context, record.id, reason="done")
@@ -174,8 +182,15 @@ def test_a_drain_is_bounded_by_the_deadline_and_skipped_past_it(context: Context
         context, context.record(record.id), 1, "drained before", operation="drain",
         operation_deadline=context.ledger.now() - timedelta(seconds=1),
     )  # fmt: skip
+    monkeypatch.setattr("mlinfra_prefect.local.node.LocalNode.jobs", lambda _: ["one-that-does-not-end"])
+    began = time.monotonic()
     assert releasing._drain(context, going) == going  # type: ignore[arg-type]
     assert not (Path(attempt.node_dir) / "stop.json").exists()
+    until = context.ledger.now() + timedelta(seconds=0.5)
+    drained = releasing._drain(context, going.revised(deadline=until).revised(attempts=(attempt,)))  # type: ignore[arg-type]
+    assert drained.attempts[0].operation == "drain"
+    assert (Path(attempt.node_dir) / "stop.json").exists()
+    assert time.monotonic() - began < 5
     release_pass(context, going)
 
 
@@ -268,3 +283,31 @@ def test_whose_code_made_a_checkpoint(resumed_from: str | None, makers: list[tup
     """A checkpoint is of the last code that was handed over before it, also when that code left none of its own."""
     listed = [{"after": after, "code_hash": code} for after, code in makers]
     assert other_code(resumed_from, listed, "mine") is other
+
+
+def test_an_operation_waits_for_a_terraform_and_for_another_operation(context: Context, asked: Ask) -> None:
+    """The lock that a Terraform inherits, and the operation's own: while one is held, nothing is touched."""
+    record = provision(context, asked())
+    begin_release(context, record.id, reason="done")
+    keeper = Keeper(place="process", process=identify())
+    history = context.ledger.history(record.id)
+    place = Path(record.attempts[0].directory) / "lock"
+    for path in (place, context.home.record_dir(record.id) / "operation.lock"):
+        with path.open("a") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            other = subprocess.run([sys.executable, "-c", STEP, record.id], check=False, capture_output=True, text=True)
+            assert other.returncode == BUSY, other.stderr
+            assert context.ledger.history(record.id) == history
+            assert context.platform("local").node(record.attempts[0]).lives()
+    assert step(context, record.id, keeper) == 0
+    assert context.record(record.id).state is State.RELEASED
+
+
+STEP = """
+import os, sys
+from mlinfra_prefect.keeper.operate import step
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.local.process import identify
+from mlinfra_prefect.model.lease import Keeper
+os._exit(step(Context(), sys.argv[1], Keeper(place="process", process=identify())))
+"""
