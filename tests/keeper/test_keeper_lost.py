@@ -118,7 +118,7 @@ def test_client_and_keeper_killed_together(house: House) -> None:
 
 def test_a_lease_without_a_client_goes_on_under_the_reaper_s_keeper_until_its_deadline(house: House) -> None:
     """`up`: taking over is a new keeper, not destruction; past the deadline it is released, with its drain inside."""
-    client = house.client("live_for(12); record = ready(client=nobody()); train(record, 'until_told')")
+    client = house.client("live_for(15); record = ready(client=nobody()); train(record, 'until_told')")
     lease = client.hears("ready")["id"]
     client.hears("news", log="training, resumed=False")
     client.kill()
