@@ -125,9 +125,10 @@ def test_a_lease_without_a_client_goes_on_under_the_reaper_s_keeper_until_its_de
     agent = house.processes("run", lease=lease)
     house.kill_keeper()
     found = house.reap()
-    assert found["skipped"] == {lease: "it goes on under a live keeper"}
-    record = house.record(lease)
-    assert (record["state"], record["generation"]) == ("ready", 2)
+    # The new keeper may have taken it over before this pass looked: then it is one that a live keeper has.
+    assert found["skipped"][lease] in {"it goes on under a live keeper", "a live keeper has it on its desk"}
+    house.until(lambda: house.record(lease)["generation"] == 2, "it was taken over")
+    assert house.record(lease)["state"] == "ready"
     assert house.processes("run", lease=lease) == agent
     record = house.becomes(lease, "released")
     assert record["receipt"]["reason"] == "its hard deadline is near"

@@ -63,7 +63,7 @@ def test_a_record_whose_card_was_lost_and_one_that_was_never_laid(house: House) 
         card.unlink()
     found = house.reap()
     assert list(found["released"]) == [never]
-    assert found["skipped"] == {ready: "it goes on under a live keeper"}
+    assert list(found["skipped"]) == [ready]  # under its new keeper, whether this pass or that keeper was faster
     assert house.record(never)["receipt"]["created"] == []
     house.runs(f"give_back(context.lease({ready!r}))")
 
