@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ SCHEMA_VERSION = 1
 
 _ALL = "SELECT id, kind, state, schema, json FROM records ORDER BY seq"
 _OPEN = "SELECT id, kind, state, schema, json FROM records WHERE state != 'released' ORDER BY seq"
+MAKING_SECONDS = 2.0
+"""Longest wait for a ledger that another process is making."""
 WAIT_SECONDS = 5.0
 """Longest wait for a writer; readers of a write-ahead log hardly ever wait."""
 
@@ -55,16 +58,34 @@ def rows(path: Path, *, everything: bool = False) -> list[Row]:
     """
     if not path.exists():
         return []
-    try:
-        # Read only: a look must neither create a ledger nor carry its write-ahead log over when it leaves.
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)) as db:
-            db.text_factory = lambda raw: raw.decode(errors="surrogateescape")
-            found = db.execute(_ALL if everything else _OPEN).fetchall()
-    except sqlite3.DatabaseError as error:
-        from mlinfra_prefect.ledger.sqlite_file import translated
+    until = time.monotonic() + MAKING_SECONDS
+    while True:
+        try:
+            found = _read(path, _ALL if everything else _OPEN)
+        except sqlite3.DatabaseError as error:
+            # A ledger that is being made has for a moment no tables, or no write-ahead log to read with.
+            if isinstance(error, sqlite3.OperationalError) and time.monotonic() < until:
+                time.sleep(0.02)
+                continue
+            from mlinfra_prefect.ledger.sqlite_file import translated
 
-        raise translated(error, path) from error
+            raise translated(error, path) from error
+        if found is not None:
+            break
+        if time.monotonic() >= until:
+            return []  # whoever made it died before its first table: nothing was ever written
+        time.sleep(0.02)
     return [_row(*each) for each in found]
+
+
+def _read(path: Path, query: str) -> list[tuple[Any, ...]] | None:
+    """Return what the query finds; None where there is no table at all yet."""
+    # Read only: a look must neither create a ledger nor carry its write-ahead log over when it leaves.
+    with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_SECONDS)) as db:
+        db.text_factory = lambda raw: raw.decode(errors="surrogateescape")
+        if db.execute("SELECT 1 FROM sqlite_master").fetchone() is None:
+            return None
+        return db.execute(query).fetchall()
 
 
 def _row(record_id: str, kind: str, state: str, schema: object, text: str) -> Row:
