@@ -35,7 +35,7 @@ JUST_ASKED_SECONDS = 10.0
 ON_THE_DESK = "a live keeper has it on its desk"
 OPEN = [state for state in State if state is not State.RELEASED]
 
-__all__ = ["Finding", "Pass", "as_json", "has_reapable", "reap", "replace_lost_keeper"]
+__all__ = ["Finding", "Pass", "as_json", "reap", "replace_lost_keeper"]
 
 
 class Finding(Record):
@@ -88,11 +88,6 @@ def reap(context: Context, *, settle_seconds: float = SETTLE_SECONDS) -> Pass:
         found[where][record_id] = why
     replace_lost_keeper(context)
     return Pass(**{where: _findings(each) for where, each in found.items()})
-
-
-def has_reapable(context: Context) -> bool:
-    """Whether a pass would take something over; cheap."""
-    return any(_left_alone(context, seen.record) is None for seen in context.ledger.records(states=OPEN))
 
 
 def as_json(found: Pass) -> dict[str, Any]:

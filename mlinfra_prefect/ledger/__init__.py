@@ -8,10 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlinfra_prefect.ledger.protocol import KeptRecord, Ledger, Transition, Versioned, is_live, revise, worth_a_line
+    from mlinfra_prefect.ledger.protocol import KeptRecord, Ledger, Transition, Versioned, revise, worth_a_line
     from mlinfra_prefect.ledger.sqlite import SqliteLedger
 
-__all__ = ["KeptRecord", "Ledger", "SqliteLedger", "Transition", "Versioned", "is_live", "revise", "worth_a_line"]
+__all__ = ["KeptRecord", "Ledger", "SqliteLedger", "Transition", "Versioned", "revise", "worth_a_line"]
 
 
 def __getattr__(name: str) -> object:

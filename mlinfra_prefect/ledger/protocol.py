@@ -17,7 +17,7 @@ from typing import Protocol
 from pydantic import Field
 
 from mlinfra_prefect.errors import LeaseLost, NotFound, StaleWrite
-from mlinfra_prefect.model.lease import EndpointRecord, Kept, LeaseRecord, State
+from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
 from mlinfra_prefect.model.record import Moment, Record
 
 KeptRecord = LeaseRecord | EndpointRecord
@@ -162,8 +162,3 @@ def worth_a_line(before: KeptRecord, after: KeptRecord) -> bool:
     Renewals every half minute would bury the transitions that people look for, so a write that only renews does not.
     """
     return before.model_copy(update={"renewed_until": after.renewed_until}) != after
-
-
-def is_live(record: Kept) -> bool:
-    """Whether the record still counts against caps: everything that is not released."""
-    return record.state is not State.RELEASED
