@@ -1,16 +1,29 @@
-"""The whole life of a model in one flow: lease → train → evaluate → release → deploy → predict → report."""
+"""The whole life of a model in one flow: plan → approval → lease → train → evaluate → gate → deploy → predict.
+
+Its parameters are flat scalars, so that they are a form in the Prefect UI, and so that a schedule or an event can fill
+them. Prefect checks their types and bounds; what only we know (accelerators, environments, shares) is checked in the
+first lines, before anything exists.
+"""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 from prefect import flow
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from pydantic import Field
 
-from mlinfra_prefect import deploy, evaluate, lease, plan, release
-from mlinfra_prefect.flows.digits import score_digits, split, train_digits
+from mlinfra_prefect import Endpoint, current, deploy, evaluate, lease, plan, release
+from mlinfra_prefect.errors import InvalidInput
+from mlinfra_prefect.flows.digits import DATASET, score_digits, split, train_digits
+from mlinfra_prefect.integration.approval import approve_plan, not_approved
+from mlinfra_prefect.integration.gate import gate, gate_refused
+from mlinfra_prefect.model.record import parsed
+from mlinfra_prefect.model.request import MAX_MINUTES, ServingRequest, TrainingRequest
+
+FORMAT = "sklearn-skops"
+MAX_EPOCHS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,66 +39,168 @@ class Report:
     asked: int
     served_accuracy: float
     kept: bool
+    verdict: str
+    replaced: str | None
+    """The artifact that the endpoint served before; None: it is the first version."""
 
 
 @flow(name="model-lifecycle", log_prints=True)
 def model_lifecycle(
     accelerator: str = "cpu",
     environment: str = "dev",
-    max_minutes: int = 15,
-    epochs: int = 10,
-    regularisation: float = 0.1,
-    accuracy_floor: float = 0.9,
+    max_minutes: Annotated[int, Field(ge=1, le=MAX_MINUTES)] = 15,
+    dataset: str = "",
+    epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 10,
+    regularisation: Annotated[float, Field(gt=0)] = 0.1,
+    accuracy_floor: Annotated[float, Field(ge=0, le=1)] = 0.9,
+    tolerance: Annotated[float, Field(ge=0, le=1)] = 0.01,
     endpoint: str = "digits",
-    keep_minutes: int = 0,
+    canary: str = "",
+    keep: bool = False,
+    keep_minutes: Annotated[int, Field(ge=0, le=MAX_MINUTES)] = 0,
+    approve: bool = False,
+    approval_minutes: Annotated[int, Field(ge=1, le=MAX_MINUTES)] = 30,
+    reason: str = "",
 ) -> Any:
-    """Train digits on just-in-time infrastructure, serve the model, ask it for the held-out images, give all back.
+    """Train digits on just-in-time infrastructure, compare with the model that is served, and serve the better one.
 
     Args:
-        accelerator: what the node has, such as cpu or L4:1.
-        environment: dev, staging, prod: whose caps hold.
-        max_minutes: the hard limit of the lease.
-        epochs: rounds of the optimiser.
-        regularisation: the inverse of the penalty's strength.
-        accuracy_floor: below it the model is not deployed.
-        endpoint: the endpoint's name.
-        keep_minutes: how long the endpoint goes on serving after the run; 0 gives it back at the end.
+        accelerator: What the node has, such as cpu or L4:1.
+        environment: Whose caps hold: dev, staging, prod.
+        max_minutes: The hard limit of the lease.
+        dataset: Path of a .npz file with images (n by 64) and labels (n). Empty: the digits that scikit-learn ships.
+        epochs: Rounds of the optimiser.
+        regularisation: The inverse of the penalty's strength.
+        accuracy_floor: Below it the model is not deployed.
+        tolerance: By how much its accuracy may be below that of the version served now, on the same data.
+        endpoint: The endpoint's name; one that exists gets a new version.
+        canary: Shares of the requests that a new version gets one after the other, such as 10,50,100. Empty: all.
+        keep: Leave the endpoint serving after the run. One that served before the run is never given back.
+        keep_minutes: How long a new endpoint serves, then it ends; 0 with keep: until it is released.
+        approve: Wait until somebody approves the plan in the UI. Nothing exists before.
+        approval_minutes: How long to wait for that; then nothing is created.
+        reason: Why this run was started; events fill it in.
     """
-    plan(accelerator, environment=environment, max_minutes=max_minutes, code=train_digits)
-    with lease(accelerator, environment=environment, max_minutes=max_minutes) as infra:
-        model = infra.run(train_digits, epochs=epochs, regularisation=regularisation)
-        scores = evaluate(infra, score_digits, model)
-    # The node is gone here: nothing below this line pays for it.
-    if scores["accuracy"] < accuracy_floor:
-        return refused(f"accuracy {scores['accuracy']:.3f} is below the floor of {accuracy_floor:.3f}")
-    served = deploy(model, serving=endpoint, environment=environment, expires_minutes=keep_minutes or max_minutes)
-    try:
-        _, images, _, labels = split()
-        answers = served.predict(images)
-        right = sum(int(answer) == int(label) for answer, label in zip(answers, labels, strict=True))
-    except BaseException:
-        release(served)
-        raise
-    if not keep_minutes:
-        release(served)
-    report = Report(
-        lease_id=infra.id,
-        artifact_id=model.id,
-        artifact_sha256=model.sha256,
-        scores=scores,
-        endpoint_id=served.id,
-        url=served.url,
-        asked=len(answers),
-        served_accuracy=right / len(answers),
-        kept=bool(keep_minutes),
+    if reason:
+        print(f"started because: {reason}")
+    steps = shares(canary)
+    # Not the bare text: a request may be read from a file, and a form must not name files of the worker.
+    request = parsed(
+        TrainingRequest, {"accelerator": accelerator, "environment": environment, "max_minutes": max_minutes}
     )
-    print(f"{report.asked} held-out digits asked of {report.url}: {100 * report.served_accuracy:.1f} % right")
-    return asdict(report)
+    served_before = current(checked_name(endpoint, environment), environment=environment)
+    inputs = checked_inputs(dataset)
+    if served_before is not None and served_before.format != FORMAT:
+        raise InvalidInput("endpoint", f"{endpoint!r} serves a model of format {served_before.format}", "Name another.")
+
+    planned = plan(request, code=train_digits)
+    if approve:
+        approval = approve_plan(planned, minutes=approval_minutes)
+        if not approval:
+            return not_approved(approval)
+
+    with lease(request) as infra:
+        node = infra.with_options(inputs=inputs)
+        model = node.run(train_digits, epochs=epochs, regularisation=regularisation)
+        scores = evaluate(node, score_digits, model)
+        # On the same data and while the node lives: an older score would be one on other data.
+        scores_before = evaluate(node, score_digits, served_before) if served_before is not None else None
+    # The node is gone here: nothing below this line pays for it.
+    verdict = gate(
+        {"accuracy": scores["accuracy"]},
+        current=None if scores_before is None else {"accuracy": scores_before["accuracy"]},
+        by=-tolerance,
+        floors={"accuracy": accuracy_floor},
+    )
+    if not verdict:
+        return gate_refused(verdict)
+
+    kept = keep or keep_minutes > 0 or served_before is not None
+    served = deploy(model, serving=endpoint, environment=environment, **serving_options(
+        steps if served_before is not None else None, keep_minutes or (None if kept else max_minutes)
+    ))  # fmt: skip
+    try:
+        answers, right = ask(served, dataset)
+    except BaseException:
+        if not kept:
+            release(served)
+        raise
+    if not kept:
+        release(served)
+    print(f"{answers} held-out digits asked of {served.url}: {100 * right / answers:.1f} % right")
+    return asdict(
+        Report(
+            lease_id=infra.id,
+            artifact_id=model.id,
+            artifact_sha256=model.sha256,
+            scores=scores,
+            endpoint_id=served.id,
+            url=served.url,
+            asked=answers,
+            served_accuracy=right / answers,
+            kept=kept,
+            verdict=verdict.reason,
+            replaced=None if served_before is None else served_before.id,
+        )
+    )
 
 
-def refused(why: str) -> State[None]:
-    """End the run well, without a deployment: a model that is not good enough is an answer and no failure."""
-    return Completed(name="GateRefused", message=why)
+def shares(canary: str) -> list[int] | None:
+    """Read shares such as ``10,50,100``; None where there are none.
+
+    Raises:
+        InvalidInput: they are no rising percentages that end with 100.
+    """
+    if not canary.strip():
+        return None
+    try:
+        found = [int(word) for word in canary.split(",")]
+    except ValueError:
+        found = []
+    if not found or found[0] < 1 or found[-1] != 100 or found != sorted(set(found)):
+        raise InvalidInput(
+            "canary", f"{canary!r} is no list of rising percentages that ends with 100", "Write 10,50,100 or nothing."
+        )
+    return found
+
+
+def checked_name(endpoint: str, environment: str) -> str:
+    """Return the endpoint's name if it can be one; the node must not be paid before that is known.
+
+    Raises:
+        InvalidInput: naming ``endpoint`` or ``environment``.
+    """
+    try:
+        return parsed(ServingRequest, {"name": endpoint, "environment": environment}).name
+    except InvalidInput as error:
+        field = "endpoint" if error.field == "name" else error.field
+        raise InvalidInput(field, error.args[1], error.remedy) from None
+
+
+def checked_inputs(dataset: str) -> dict[str, str]:
+    """Return what the node gets as input: nothing for the data that scikit-learn ships.
+
+    Raises:
+        InvalidInput: there is no such file.
+    """
+    if not dataset:
+        return {}
+    if "\0" in dataset or not Path(dataset).is_file():
+        raise InvalidInput("dataset", f"{dataset!r} is not a file", "Give the path of a .npz file, or nothing.")
+    return {DATASET: str(Path(dataset).absolute())}
+
+
+def serving_options(canary: list[int] | None, expires_minutes: int | None) -> dict[str, Any]:
+    """What `deploy` is told besides the model and the name; what is not said stays as the endpoint has it."""
+    options: dict[str, Any] = {"canary": canary, "expires_minutes": expires_minutes}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def ask(served: Endpoint, dataset: str) -> tuple[int, int]:
+    """Ask an endpoint for every held-out image; returns how many were asked, and how many answers are right."""
+    _, images, _, labels = split(Path(dataset) if dataset else None)
+    answers = served.predict(images)
+    return len(answers), sum(int(answer) == int(label) for answer, label in zip(answers, labels, strict=True))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ from mlinfra_prefect.version import __version__
 
 if TYPE_CHECKING:
     from mlinfra_prefect.agent.node import node
+    from mlinfra_prefect.integration.canary import Canary
     from mlinfra_prefect.integration.endpoint import Endpoint
+    from mlinfra_prefect.integration.gate import gate, gate_refused
     from mlinfra_prefect.integration.gpu import gpu
     from mlinfra_prefect.integration.infra import Infra
     from mlinfra_prefect.integration.lease import lease
@@ -23,35 +25,50 @@ if TYPE_CHECKING:
         deploy,
         evaluate,
         plan,
+        probe,
+        promote,
         provision,
         release,
+        retire,
+        rollback,
         train,
     )
     from mlinfra_prefect.model.artifact import ModelArtifact
     from mlinfra_prefect.model.offer import Plan
+    from mlinfra_prefect.model.probe import ProbeRequest
     from mlinfra_prefect.model.receipt import Receipt
     from mlinfra_prefect.model.request import ServingRequest, TrainingJob, TrainingRequest
+    from mlinfra_prefect.model.verdict import Verdict
 
 _HOMES = {
     "node": "agent.node",
+    "Canary": "integration.canary",
     "Endpoint": "integration.endpoint",
+    "gate": "integration.gate",
+    "gate_refused": "integration.gate",
     "gpu": "integration.gpu",
     "Infra": "integration.infra",
     "lease": "integration.lease",
     **dict.fromkeys(
-        ("adeploy", "attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"),
+        (
+            "adeploy", "attach", "current", "deploy", "evaluate", "plan", "probe", "promote", "provision", "release",
+            "retire", "rollback", "train",
+        ),
         "integration.phases",
     ),
     "ModelArtifact": "model.artifact",
     "Plan": "model.offer",
+    "ProbeRequest": "model.probe",
+    "Verdict": "model.verdict",
     "Receipt": "model.receipt",
     **dict.fromkeys(("ServingRequest", "TrainingJob", "TrainingRequest"), "model.request"),
 }
 
 __all__ = [
-    "Endpoint", "Infra", "ModelArtifact", "Plan", "Receipt", "ServingRequest", "TrainingJob", "TrainingRequest",
-    "__version__", "adeploy", "attach", "current", "deploy", "evaluate", "gpu", "lease", "node", "plan", "provision",
-    "release", "train",
+    "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest", "TrainingJob",
+    "TrainingRequest", "Verdict", "__version__", "adeploy", "attach", "current", "deploy", "evaluate", "gate",
+    "gate_refused", "gpu", "lease", "node", "plan", "probe", "promote", "provision", "release", "retire", "rollback",
+    "train",
 ]  # fmt: skip
 
 

@@ -203,7 +203,23 @@ class ArtifactCorrupted(PermanentError):
 
 
 class EndpointExists(PermanentError):
-    """An endpoint of that name exists; replacing it needs a rollout."""
+    """An endpoint of that name exists and cannot take a new version, because it is being given back."""
+
+
+class RolloutHeld(TemporaryError):
+    """Another rollout of this endpoint is in flight."""
+
+
+class ProbeFailed(PermanentError):
+    """A canary did not pass its probe: it was rolled back, and the version before it serves on."""
+
+
+class RolledBack(PermanentError):
+    """A rollout was rolled back before it was promoted; the version before it serves on."""
+
+
+class VersionServes(PermanentError):
+    """A version cannot go while the endpoint's requests go to it."""
 
 
 class EndpointNotReady(TemporaryError):

@@ -100,7 +100,7 @@ def _not_granted(spec: AgentSpec) -> str | None:
         token = spec.grant.read_text(encoding="utf-8").strip()
     except OSError:
         return f"there is no grant at {spec.grant}"
-    return None if token == spec.grant_token.strip() else "the grant is another one"
+    return None if token.partition("\n")[0].strip() == spec.grant_token.strip() else "the grant is another one"
 
 
 def _last_words(spec: AgentSpec, offset: int) -> str:

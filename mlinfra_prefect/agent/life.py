@@ -6,6 +6,7 @@ Nothing else ends them: not Terraform, not the keeper, not the flow.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ class Life:
         self._monotonic = monotonic
         self._inode: tuple[int, int] | None = None
         self._unreadable_since: float | None = None
+        self._deadline = spec.deadline
 
     def hold(self, status: os.stat_result) -> None:
         """Remember which lock file is ours, so that a replaced one is noticed."""
@@ -49,12 +51,12 @@ class Life:
 
     def ended(self) -> str | None:
         """Why the agent must end now, in words, or None while it may live. Cheap: two system calls on files."""
-        if self._spec.deadline is not None and self._clock() >= self._spec.deadline:
-            return "the deadline passed"
         try:
             reason = self._lock_lost() or self._grant_lost()
         except OSError as error:
-            return self._unreadable(error)
+            return "the deadline passed" if self._past(self._deadline) else self._unreadable(error)
+        if self._past(self._deadline):
+            return "the deadline passed"
         self._unreadable_since = None
         return reason
 
@@ -72,9 +74,16 @@ class Life:
             token = self._spec.grant.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return "the grant was revoked"
-        if token.strip() != self._spec.grant_token.strip().encode():
+        first, _, second = token.strip().partition(b"\n")
+        if first.strip() != self._spec.grant_token.strip().encode():
             return "the grant was replaced"
+        # A served model may be asked to go on: its grant then carries a deadline of its own.
+        with contextlib.suppress(ValueError):
+            self._deadline = float(second) if second else self._spec.deadline
         return None
+
+    def _past(self, deadline: float | None) -> bool:
+        return deadline is not None and self._clock() >= deadline
 
     def _unreadable(self, error: OSError) -> str | None:
         # A disk that hiccups once must not end a 20-hour training; one that stays silent must.

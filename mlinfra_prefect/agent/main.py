@@ -13,7 +13,7 @@ from pathlib import Path
 
 USAGE = (
     "usage: agent.pyz spawn SPEC | revoke GRANT | run SPEC | job JOBDIR --spec SPEC --agent PID | "
-    "train JOBDIR --launcher PID | exec PARENT -- ARGV... | commit-checkpoint [STEP]\n"
+    "train JOBDIR --launcher PID | exec PARENT [--keep FD] -- ARGV... | commit-checkpoint [STEP]\n"
 )
 
 
@@ -21,7 +21,8 @@ def main(argv: list[str], archive: Path) -> int:
     """Run one verb; returns the exit code."""
     from . import groups
 
-    groups.close_descriptors()  # before anything else is done: what was inherited must go
+    keep = int(argv[3]) if argv[:1] == ["exec"] and argv[2:3] == ["--keep"] else None
+    groups.close_descriptors(keep)  # before anything else is done: what was inherited must go
     match argv:
         case ["spawn", spec]:
             return _spawn(Path(spec), archive)
@@ -39,7 +40,7 @@ def main(argv: list[str], archive: Path) -> int:
             from .runner import main as train
 
             return train(Path(job_dir), int(launcher))
-        case ["exec", parent, "--", *command] if command:
+        case ["exec", parent, "--", *command] | ["exec", parent, "--keep", _, "--", *command] if command:
             return groups.exec_with(int(parent), command)
         case ["commit-checkpoint", *step] if len(step) <= 1:
             return _commit(step)

@@ -20,11 +20,18 @@ Action = Literal["checkpoint", "kill"]
 
 @dataclass(frozen=True)
 class ServeSpec:
-    """The server that an agent of role ``endpoint`` runs as its child."""
+    """The servers that an agent of role ``endpoint`` runs as its children.
 
-    argv: tuple[str, ...]
+    ``listen``: a port of the loopback interface that the agent itself listens on and each server inherits as
+    ``--fd N``, so that requests wait, and are not refused, while a server that died is started again.
+    ``final``: exit codes by which a server says that starting it again would change nothing.
+    """
+
+    argvs: tuple[tuple[str, ...], ...]
     env: dict[str, str]
     cwd: Path
+    listen: int | None = None
+    final: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,10 +87,20 @@ class AgentSpec:
 
 def _serve(payload: object) -> ServeSpec:
     fields = Fields(payload, "agent spec: serve")
-    serve = ServeSpec(argv=fields.strings("argv"), env=fields.texts("env", variables=True), cwd=fields.path("cwd"))
+    argvs = fields.take("argvs", list)
+    for argv in argvs:
+        if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
+            raise SpecError("agent spec: serve: each of 'argvs' must be a list of words, and not empty")
+    serve = ServeSpec(
+        argvs=tuple(tuple(argv) for argv in argvs),
+        env=fields.texts("env", variables=True),
+        cwd=fields.path("cwd"),
+        listen=fields.take("listen", int, None),
+        final=tuple(int(code) for code in fields.take("final", list, [])),
+    )
     fields.finish()
-    if not serve.argv:
-        raise SpecError("agent spec: serve: the field 'argv' is empty")
+    if not serve.argvs:
+        raise SpecError("agent spec: serve: the field 'argvs' is empty")
     return serve
 
 

@@ -7,17 +7,16 @@ heartbeat, never the agent: only `life.Life` and SIGTERM end it.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import subprocess
 import sys
 import time
 import traceback
 from typing import TYPE_CHECKING
 
-from . import allowlist, groups, identity
+from . import groups, identity
 from .job_queue import JobQueue
-from .wire import AGENT_STATE, AGENT_STATE_SCHEMA, SERVER_LOG, write_json
+from .servers import Servers
+from .wire import AGENT_STATE, AGENT_STATE_SCHEMA, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +41,7 @@ class Agent:
         self._spec = spec
         self._life = life
         self._told: str | None = None
-        self._server: subprocess.Popen[bytes] | None = None
+        self._servers: Servers | None = None
         self._guardian: groups.Guardian | None = None
         self._archive = archive
         self._jobs = JobQueue(spec, spec_path, archive)
@@ -57,9 +56,11 @@ class Agent:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if self._spec.serve is not None:
             self._guardian = groups.Guardian()
+            self._servers = Servers(self._spec, self._spec.serve, self._archive, self._guardian, self._say)
         waker = groups.Waker()
         try:
-            self._start_server()
+            if self._servers is not None:
+                self._servers.start()
         except OSError as error:
             self._say(f"the server cannot be started: {error}")
             self._report("gone", f"the server cannot be started: {error.strerror}")
@@ -69,7 +70,7 @@ class Agent:
         while reason is None:
             self._step()
             waker.wait(self._spec.poll_seconds)
-            reason = self._told or self._life.ended() or self._server_ended()
+            reason = self._told or self._life.ended() or (self._servers.step() if self._servers else None)
         self._end(reason)
         return 0
 
@@ -93,33 +94,11 @@ class Agent:
             "schema": AGENT_STATE_SCHEMA, "lease_id": self._spec.lease_id, "attempt": self._spec.attempt,
             "pid": pid, "start_time": started, "state": state, "reason": reason,
             "heartbeat": time.time(), "jobs": jobs,
-            "server": None if self._server is None else {
-                "pid": self._server.pid, "start_time": identity.start_time(self._server.pid),
-            },
+            "servers": [] if self._servers is None else self._servers.told(),
         }  # fmt: skip
         with contextlib.suppress(OSError):  # absent directory: Life says so; full disk: the next beat may work
             write_json(self._spec.node_dir / AGENT_STATE, payload)
             self._written, self._beat = (state, reason, dict(jobs)), now
-
-    def _start_server(self) -> None:
-        serve = self._spec.serve
-        if serve is None:
-            return
-        log = os.open(self._spec.node_dir / SERVER_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-        try:
-            self._server = subprocess.Popen(
-                [str(self._spec.python), "-I", "-S", str(self._archive), "exec", str(os.getpid()), "--", *serve.argv],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=serve.cwd, process_group=0,
-                env={**allowlist.inherited(), **serve.env, **allowlist.marks(self._spec)},
-            )  # fmt: skip
-        finally:
-            os.close(log)
-        if self._guardian is not None:
-            self._guardian.watch(self._server.pid)
-
-    def _server_ended(self) -> str | None:
-        code = None if self._server is None else self._server.poll()
-        return None if code is None else f"server exited with {code}"
 
     def _end(self, reason: str) -> None:
         self._say(f"ending: {reason}")
@@ -127,8 +106,8 @@ class Agent:
             self._jobs.end(reason, GRACE_SECONDS)
         except Exception:  # noqa: BLE001  (the server must be ended too)
             self._say(traceback.format_exc())
-        if self._server is not None:
-            groups.end(self._server, GRACE_SECONDS)
+        if self._servers is not None:
+            self._servers.end(GRACE_SECONDS)
         if self._guardian is not None:
             self._guardian.close()
         self._report("gone", reason)

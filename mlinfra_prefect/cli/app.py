@@ -101,6 +101,55 @@ def release(record: str, /, *, no_wait: NoWait = False, as_json: Json = False) -
     return leasing.release(record, wait=not no_wait, as_json=as_json)
 
 
+@app.command(sort_key=3)
+def promote(
+    endpoint: str, /, *, version: int | None = None, environment: str = "dev", reason: str = "", as_json: Json = False
+) -> int:
+    """Send all requests of an endpoint to one version.
+
+    Args:
+        endpoint: The endpoint's name or id.
+        version: Which version; without it, the one that is being rolled out.
+        environment: The endpoint's.
+        reason: For the history.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import rolling
+
+    return rolling.promote(endpoint, version, environment=environment, reason=reason, as_json=as_json)
+
+
+@app.command(sort_key=3)
+def rollback(endpoint: str, /, *, environment: str = "dev", reason: str = "", as_json: Json = False) -> int:
+    """Take a rollout back, or serve the version before again.
+
+    Args:
+        endpoint: The endpoint's name or id.
+        environment: The endpoint's.
+        reason: For the history.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import rolling
+
+    return rolling.rollback(endpoint, environment=environment, reason=reason, as_json=as_json)
+
+
+@app.command(sort_key=3)
+def retire(endpoint: str, version: int, /, *, environment: str = "dev", reason: str = "", as_json: Json = False) -> int:
+    """End a version that does not serve alone.
+
+    Args:
+        endpoint: The endpoint's name or id.
+        version: Which version.
+        environment: The endpoint's.
+        reason: For the history.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import rolling
+
+    return rolling.retire(endpoint, version, environment=environment, reason=reason, as_json=as_json)
+
+
 @app.command(sort_key=4)
 def ps(*, everything: All = False, as_json: Json = False) -> int:
     """List the leases and endpoints that there are.
@@ -187,14 +236,20 @@ def reap(*, as_json: Json = False) -> int:
 
 
 @app.command(sort_key=10)
-def endpoints(*, everything: All = False, as_json: Json = False) -> int:
-    """List the endpoints with their versions.
+def endpoints(*, everything: All = False, repair: Flag = False, as_json: Json = False) -> int:
+    """List the endpoints with the shares that are served now.
 
     Args:
-        everything: Also those that are released.
+        everything: Also those that are released, and versions that are gone.
+        repair: Bring back the routers and servers that should answer and do not.
         as_json: Print JSON.
     """
     from mlinfra_prefect.cli import listing
+
+    if repair:
+        from mlinfra_prefect.cli import rolling
+
+        return rolling.repair(as_json=as_json)
 
     return listing.endpoints(everything=everything, as_json=as_json)
 
@@ -209,3 +264,25 @@ def doctor(*, as_json: Json = False) -> int:
     from mlinfra_prefect.cli import doctor as examining
 
     return examining.doctor(as_json=as_json)
+
+
+@app.command(sort_key=20)
+def register(
+    *, pool: str, create_pool: Flag = False, no_automation: Flag = False, timezone: str = "UTC", as_json: Json = False
+) -> int:
+    """Put the shipped deployments on the configured Prefect server.
+
+    They are model-lifecycle/on-demand, /nightly and /on-dataset, reap/every-minute and release/for-run.
+
+    Args:
+        pool: The work pool whose workers run them.
+        create_pool: Make the pool (type process) when it is absent.
+        no_automation: Without the automation that starts a release when a run is cancelled, crashes or goes silent.
+        timezone: Of the nightly schedule.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import registering
+
+    return registering.register(
+        pool, create_pool=create_pool, automation=not no_automation, timezone=timezone, as_json=as_json
+    )

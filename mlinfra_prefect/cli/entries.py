@@ -5,6 +5,7 @@ Standard library only, from the ledger's quick look: a script that asks for them
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 from collections.abc import Mapping
@@ -13,6 +14,8 @@ from typing import Any, TypedDict
 
 from mlinfra_prefect.agent.identity import boot, is_alive
 from mlinfra_prefect.ledger.listing import Row
+
+ROUTER_SECONDS = 1.0
 
 
 class Entry(TypedDict):
@@ -69,15 +72,43 @@ def entry(row: Row) -> Entry:
 
 
 def served(row: Row) -> dict[str, Any]:
-    """Return what the listing of endpoints says of one, its versions included."""
+    """Return what the listing of endpoints says of one, its versions included.
+
+    A version's ``share`` is the one by which requests are routed at this moment, as the router says; None where no
+    router answers, so nothing is served. ``declared_share`` is the record's.
+    """
     kept = entry(row)
+    now = _served_now(row)
     versions = [
-        {name: version.get(name) for name in ("version", "share", "state", "sha256")}
+        {
+            "version": version.get("version"),
+            "share": None if now is None else now.get(version.get("version"), 0),
+            "declared_share": version.get("share"),
+            **{name: version.get(name) for name in ("state", "reason", "sha256", "rollout", "retire_at")},
+        }
         for version in row.values.get("versions", ())
     ]
     first = {"name": kept["name"], "url": kept["url"], "versions": versions}
     rest = ("id", "state", "reason", "environment", "platform", "owner", "created_at", "expires_at")
     return first | {name: kept[name] for name in rest}  # type: ignore[literal-required]
+
+
+def _served_now(row: Row) -> dict[int, int] | None:
+    """Ask the router which shares it routes by; None: no router answers."""
+    url = row.values.get("url")
+    if row.state == "released" or not isinstance(url, str) or not url.startswith("http://127.0.0.1:"):
+        return None
+    line = http.client.HTTPConnection(url.removeprefix("http://"), timeout=ROUTER_SECONDS)
+    try:
+        line.request("GET", "/mlinfra/state")
+        told = json.load(line.getresponse())
+        if told["name"] != row.values.get("name"):
+            return None  # a stranger on its port
+        return {int(each["version"]): int(each["share"]) for each in told["versions"]}
+    except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
+        return None
+    finally:
+        line.close()
 
 
 def who(owner: Mapping[str, str | None], *, run: bool = True) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlinfra_prefect.cli.attention import replace_lost_keeper
 from mlinfra_prefect.cli.columns import Cell, Table, cell
 from mlinfra_prefect.cli.entries import Entry, entry, served, who
@@ -9,6 +11,8 @@ from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.screen import WIDE, age, left, screen, state_cell
 from mlinfra_prefect.ledger.listing import rows
 from mlinfra_prefect.model.home import Home
+
+GONE = frozenset({"retired", "rolled-back"})
 
 
 def ps(*, everything: bool = False, as_json: bool = False) -> int:
@@ -40,22 +44,34 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
     shown = Table(("NAME", "STATE", "URL", "VERSION", "SHARE", "EXPIRES IN", "OWNER"), whole=("NAME", "URL", "STATE"))
     for row in found:
         kept = entry(row)
-        for version in served(row)["versions"] or [{}]:
+        listed = [each for each in served(row)["versions"] if everything or each["state"] not in GONE]
+        for version in listed or [{}]:
             shown.add(
                 cell(kept["name"]), state_cell(kept["state"]), cell(kept["url"]),
                 cell(f"{version.get('version')} {version.get('state')}" if version else None),
-                cell(f"{version.get('share')} %" if version else None),
+                _share(version),
                 left(kept["expires_at"], never="never"), cell(who(kept["owner"])),
             )  # fmt: skip
     screen().print(shown)
     return DONE
 
 
+def _share(version: dict[str, Any]) -> Cell:
+    now, declared = version.get("share"), version.get("declared_share")
+    if not version or declared is None:
+        return cell(None)
+    if now == declared:
+        return cell(f"{now} %")
+    return cell("none" if now is None else f"{now} % (not {declared} %)", "red")
+
+
 def _show(entries: list[Entry]) -> None:
     out = screen()
     wide = out.width >= WIDE
     blocks: list[list[Table | Cell]] = []
-    for kind, more in (("lease", ("ENV", "ON", "AGE", "KEEPER")), ("endpoint", ("ENV", "URL", "AGE"))):
+    for kind, more in (
+        ("lease", ("ENV", "ON", "AGE", "KEEPER")), ("endpoint", ("ENV", "URL", "AGE")), ("rollout", ("ENV", "AGE")),
+    ):  # fmt: skip
         listed = [each for each in entries if each["kind"] == kind]
         if listed:
             blocks.append([_table(kind, listed, more if wide else ())])
@@ -72,8 +88,11 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
         if each["state"] == "stuck" or each["unreadable"]:
             notes.append(cell(f"{each['id']} {each['reason']}", "red"))
         elif each["up"] is False:
-            what = "server" if each["kind"] == "endpoint" else "node"
-            notes.append(cell(f"{each['id']} its {what} is gone; `mlinfra-prefect reap` gives the rest back", "red"))
+            if each["kind"] == "lease":
+                told = "its node is gone; `mlinfra-prefect reap` gives the rest back"
+            else:
+                told = "it is down; `mlinfra-prefect endpoints --repair` brings it back"
+            notes.append(cell(f"{each['id']} {told}", "red"))
         elif not wide and each["url"] and each["state"] != "released":
             notes.append(cell(f"{each['name']} answers at {each['url']}"))
     if any(each["state"] == "stuck" for each in entries):

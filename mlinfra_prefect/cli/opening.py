@@ -6,7 +6,8 @@ from mlinfra_prefect.cli.attention import replace_lost_keeper
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.model.lease import EndpointRecord, State
+from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.lease import State
 
 
 def opened() -> Context:

@@ -14,7 +14,7 @@ from mlinfra_prefect.cli.screen import screen
 from mlinfra_prefect.errors import InvalidInput, NotFound
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.lease import EndpointRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 
 
 def pull(what: str, destination: str, *, as_json: bool) -> int:
@@ -52,7 +52,12 @@ def _artifacts(context: Context, what: str) -> list[ModelArtifact]:
         pass
     record = meant(context, what)
     if isinstance(record, EndpointRecord):
-        return [context.artifacts.verified(record.versions[-1].artifact.id)]
+        current = record.current or (record.versions[-1] if record.versions else None)
+        if current is None:
+            raise NotFound(f"Endpoint {record.name!r} never had a version.")
+        return [context.artifacts.verified(current.artifact.id)]
+    if isinstance(record, RolloutRecord):
+        return [context.artifacts.verified(record.artifact.id)]
     made = [each for each in context.artifacts.all() if each.lease_id == record.id]
     if not made:
         raise NotFound(

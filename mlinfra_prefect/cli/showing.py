@@ -12,7 +12,8 @@ from mlinfra_prefect.cli.receipts import receipt_facts
 from mlinfra_prefect.cli.screen import WIDE, Facts, Screen, clock, screen, span, state_cell
 from mlinfra_prefect.ledger import KeptRecord, Transition
 from mlinfra_prefect.local.process import is_here, is_provably_dead
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.lease import LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
 
 
@@ -61,7 +62,7 @@ def _summary(out: Screen, record: KeptRecord) -> None:
         request = record.request
         told.fact("asked for", f"{request.accelerator}, {request.market}, {record.environment} on {record.platform}")
     else:
-        told.fact("url", record.url)
+        told.fact("url", record.url if isinstance(record, EndpointRecord) else ", ".join(record.urls))
         told.fact("serves in", f"{record.environment} on {record.platform}")
     told.fact("owner", record.owner)
     told.fact("created", clock(record.created_at))

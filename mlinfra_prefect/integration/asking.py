@@ -12,17 +12,19 @@ from functools import partial
 
 from mlinfra_prefect.errors import LeaseLost, MlinfraError
 from mlinfra_prefect.integration import runs
+from mlinfra_prefect.integration.canary import Judge, ProbeLike, answering, as_probe
 from mlinfra_prefect.integration.endpoint import Endpoint
 from mlinfra_prefect.integration.infra import Infra
 from mlinfra_prefect.integration.keys import Ticket
+from mlinfra_prefect.integration.requesting import find_environment
 from mlinfra_prefect.integration.run_end import run_end
 from mlinfra_prefect.integration.saying import say
-from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.keeper import client as keeper, rollouts
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import ask
-from mlinfra_prefect.lifecycle.serving import ask_to_serve
+from mlinfra_prefect.lifecycle.serving import ServingAsked, ask_to_serve
 from mlinfra_prefect.model.artifact import ModelArtifact
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
 
 
@@ -66,17 +68,22 @@ class Asking(Waiting):
 
 
 class Deploying(Waiting):
-    """An endpoint that is asked for."""
+    """A serving change that is asked for."""
 
-    def __init__(self, serving: ServingRequest, model: ModelArtifact, canary: object) -> None:
+    def __init__(
+        self, serving: ServingRequest, model: ModelArtifact, *, canary: object, probe: ProbeLike, promote: bool
+    ) -> None:
         super().__init__()
         self.serving = serving
         self.model = model
         self.canary = canary
+        self.probe, self.check = as_probe(probe)
+        self.promote = promote
 
 
 def obtain(here: Context, asking: Asking) -> Infra:
     """Ask for a lease, give it to the keeper, and wait if that is wanted. Interrupted, it gives the lease back."""
+    find_environment(here, asking.request.environment)
     client = runs.client()
     asked = ask(
         here, asking.request, key=asking.ticket.key, owner=runs.owner(), client=client,
@@ -102,24 +109,48 @@ def obtain(here: Context, asking: Asking) -> Infra:
 
 
 def serve(here: Context, deploying: Deploying) -> Endpoint:
-    """Ask for an endpoint, give it to the keeper, and wait until it answers. Interrupted, it gives it back."""
+    """Ask for a serving change, give it to the keeper, wait until it is promoted. Interrupted, it is rolled back."""
     runs.refuse_elsewhere("a deployment")
-    record: KeptRecord = ask_to_serve(
-        here, deploying.model, deploying.serving, owner=runs.owner(), client=runs.client(), canary=deploying.canary,
-        announce=partial(keeper.announce, here), withdraw=partial(keeper.withdraw, here),
+    find_environment(here, deploying.serving.environment)
+    ask = partial(
+        ask_to_serve, here, deploying.model, deploying.serving, owner=runs.owner(), client=runs.client(),
+        canary=deploying.canary, probe=deploying.probe, promote=deploying.promote,
     )  # fmt: skip
+    found = rollouts.begin(here, ask, ended=run_end(), asked=deploying.asked)
+    return await_rollout(here, found, deploying.check)
+
+
+def await_rollout(here: Context, found: ServingAsked, check: Judge | None) -> Endpoint:
+    """Wait for a rollout, telling its steps. Interrupted, it is rolled back."""
+    told = _Steps()
     try:
-        deploying.asked(record.id)
-        keeper.entrust(here, record, ended=run_end())
-        endpoint = Endpoint(here, record.id)
-        say(f"endpoint {endpoint.name} ({endpoint.id}): deploying {deploying.model.id} at {endpoint.url}")
-        keeper.wait_ready(here, record.id)
+        endpoint = Endpoint(here, found.rollout.endpoint)
+        version = found.rollout.version
+        what = f"endpoint {endpoint.name}, version {version} ({found.rollout.id})"
+        say(f"{what}: deploying {found.rollout.artifact.id} behind {endpoint.url}")
+        record = rollouts.wait_rolled(here, found.rollout, on_step=told, answer=answering(here, check))
     except BaseException:
-        _give_back(here, record.id, drain=False)
+        rollouts.give_up(here, found, "the client stopped waiting for it")
         raise
-    keeper.CLIENT.let_go(record.id)
-    say(f"endpoint {endpoint.name}: ready at {endpoint.url}")
+    if record.promoted_at is not None:
+        say(f"endpoint {endpoint.name}: version {version} is promoted and answers at {endpoint.url}")
+    else:
+        shares = record.shares[-1] if record.shares else 0
+        say(f"endpoint {endpoint.name}: version {version} waits with {shares} % for its promotion")
     return endpoint
+
+
+class _Steps:
+    """Tells each step of a rollout once."""
+
+    def __init__(self) -> None:
+        self._told = 0
+
+    def __call__(self, rollout: RolloutRecord) -> None:
+        judged = [step for step in rollout.steps if step.ok is not None]
+        for step in judged[self._told :]:
+            say(f"probe {'passed' if step.ok else 'FAILED'} {step.reason}")
+        self._told = len(judged)
 
 
 def _give_back(here: Context, record_id: str, *, drain: bool) -> None:

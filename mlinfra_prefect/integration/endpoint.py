@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from mlinfra_prefect.errors import EndpointNotReady
 from mlinfra_prefect.keeper.client import release, wait_released
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.local import client
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.lease import EndpointRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.receipt import Receipt
 
 
@@ -38,8 +39,15 @@ class Endpoint:
 
     @property
     def model(self) -> ModelArtifact:
-        """The artifact that it serves."""
-        return self.record.versions[-1].artifact
+        """The artifact that it serves (most of the requests).
+
+        Raises:
+            EndpointNotReady: no version was promoted yet.
+        """
+        current = self.record.current
+        if current is None:
+            raise EndpointNotReady(f"Endpoint {self.name!r} has no version yet.")
+        return current.artifact
 
     def ready(self) -> bool:
         """Whether it answers ``GET /v2/health/ready``."""

@@ -11,7 +11,6 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect.flows import Flow
@@ -20,8 +19,8 @@ from prefect.tasks import Task
 from mlinfra_prefect.errors import UnsupportedHere
 from mlinfra_prefect.integration import phases, runs
 from mlinfra_prefect.integration.lease import lease
+from mlinfra_prefect.integration.requesting import RequestLike, as_request
 from mlinfra_prefect.integration.work import Options, callable_work, on_node
-from mlinfra_prefect.lifecycle.request_file import as_request
 from mlinfra_prefect.lifecycle.training import Work
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -31,7 +30,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def gpu(
-    request: str | Path | TrainingRequest | Mapping[str, Any] | None = None,
+    request: RequestLike | None = None,
     *,
     inputs: Mapping[str, str] | None = None,
     secrets: Mapping[str, str] | None = None,
@@ -45,7 +44,7 @@ def gpu(
     """Run a task's body on a leased node.
 
     Args:
-        request: an accelerator, a `TrainingRequest`, or the path of a YAML file.
+        request: an accelerator, a `TrainingRequest`, the path of a YAML file, or a `MlinfraRequest` block.
         inputs: name to path or file:// URI; ``MLINFRA_INPUT_<NAME>`` on the node.
         secrets: name to reference (``env:X``); set for the training process only.
         requirements: packages that the agent installs on top of the flow's environment.

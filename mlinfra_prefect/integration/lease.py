@@ -12,9 +12,8 @@ import functools
 import inspect
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -26,11 +25,11 @@ from mlinfra_prefect.integration import phases, runs
 from mlinfra_prefect.integration.asking import Asking
 from mlinfra_prefect.integration.infra import Infra
 from mlinfra_prefect.integration.keys import ticket
+from mlinfra_prefect.integration.requesting import RequestLike, as_request
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.integration.work import on_node
 from mlinfra_prefect.keeper import client as keeper
 from mlinfra_prefect.keeper.desk import place_of
-from mlinfra_prefect.lifecycle.request_file import as_request
 from mlinfra_prefect.model.receipt import Receipt
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -43,7 +42,8 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
     """Lease infrastructure: ``with lease("A100:8") as infra``, ``async with``, or a decorator under ``@flow``.
 
     Args:
-        request: an accelerator (``"A100:8"``, ``"cpu"``), a `TrainingRequest`, or the path of a YAML file.
+        request: an accelerator (``"A100:8"``, ``"cpu"``), a `TrainingRequest`, the path of a YAML file, or a
+            `MlinfraRequest` block.
         wait: whether the block begins when the lease is ready; with False it begins at once, the keeper provisions
             meanwhile, and the first work on it waits.
         key: tells this lease from others of the same name in the same run; only needed for concurrent calls.
@@ -59,7 +59,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
 
     def __init__(
         self,
-        request: str | Path | TrainingRequest | Mapping[str, Any] | None = None,
+        request: RequestLike | None = None,
         *,
         wait: bool = True,
         key: str | None = None,

@@ -1,4 +1,4 @@
-"""The phases as public Prefect tasks: plan, provision, train, evaluate, deploy, release.
+"""The phases as public Prefect tasks: plan, provision, train, evaluate, deploy, probe, promote, release.
 
 Each is a node in the run's graph with its own state and logs. Because the keeper owns the lease, a flow that forgets to
 release, or dies before it, does not leak: that is what makes a bare `provision` task safe here.
@@ -13,7 +13,6 @@ import asyncio
 import math
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from prefect import task
@@ -22,35 +21,40 @@ from prefect.tasks import Task
 
 from mlinfra_prefect.errors import BadMetrics, InvalidInput, NotFound
 from mlinfra_prefect.integration import runs
-from mlinfra_prefect.integration.asking import Asking, Deploying, obtain, serve
+from mlinfra_prefect.integration.asking import Asking, Deploying, await_rollout, obtain, serve
+from mlinfra_prefect.integration.canary import Judge, ProbeLike, probe_now
 from mlinfra_prefect.integration.endpoint import Endpoint
 from mlinfra_prefect.integration.infra import Infra, model_of
 from mlinfra_prefect.integration.keys import ticket
+from mlinfra_prefect.integration.requesting import RequestLike, as_request, find_environment
 from mlinfra_prefect.integration.run_end import run_end
 from mlinfra_prefect.integration.saying import say
+from mlinfra_prefect.integration.settings import apply_settings
 from mlinfra_prefect.integration.work import callable_work, code_of, job_work
-from mlinfra_prefect.keeper import client as keeper
+from mlinfra_prefect.keeper import client as keeper, rollouts
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.planning import make_plan
-from mlinfra_prefect.lifecycle.request_file import as_request
 from mlinfra_prefect.lifecycle.training import Outcome, Work
 from mlinfra_prefect.model.artifact import ModelArtifact
+from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import EndpointRecord, State
+from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.model.offer import Plan
+from mlinfra_prefect.model.probe import ProbeRequest
 from mlinfra_prefect.model.receipt import Receipt
 from mlinfra_prefect.model.record import parsed
-from mlinfra_prefect.model.request import ServingRequest, TrainingJob, TrainingRequest
+from mlinfra_prefect.model.request import ServingRequest, TrainingJob
+from mlinfra_prefect.model.verdict import Verdict
 
 RELEASE_WAIT_SECONDS = 900.0
 P = ParamSpec("P")
 R = TypeVar("R")
-RequestLike = str | Path | TrainingRequest | Mapping[str, Any]
 _contexts: dict[tuple[Home, int], Context] = {}
 
 
 def context() -> Context:
     """The context of the home that ``MLINFRA_HOME`` names now; a forked child gets its own."""
+    apply_settings()
     home = Home.from_environment()
     key = (home, os.getpid())
     if key not in _contexts:
@@ -81,7 +85,9 @@ def plan(request: RequestLike, *, code: Callable[..., Any] | str | None = None, 
         InvalidInput, CapacityUnavailable, BudgetExceeded, EngineMissing: as said.
     """
     here = context()
-    made = make_plan(here, as_request(request, overrides), code=code_of(here, code) if code is not None else ((), 0))
+    wanted = as_request(request, overrides)
+    find_environment(here, wanted.environment)
+    made = make_plan(here, wanted, code=code_of(here, code) if code is not None else ((), 0))
     say(f"plan: {made.summary}")
     return made
 
@@ -175,23 +181,33 @@ def deploy(
     *,
     serving: str | ServingRequest | Mapping[str, Any],
     canary: object = None,
+    probe: ProbeLike = None,
+    promote: bool = True,
     **overrides: Any,
 ) -> Endpoint:
-    """Serve a model behind a stable URL, and return when it answers.
+    """Serve a model behind a stable URL, and return when requests go to it.
+
+    The first deployment of a name makes the endpoint. Every later one rolls a new version out beside the current one,
+    which serves on whatever happens, and is retired when the new one has been promoted.
 
     Args:
         model: from `train`.
         serving: the endpoint's name, or a `ServingRequest`.
-        canary: refused until rollouts exist.
+        canary: a percentage or rising ones, such as ``[10, 50, 100]``: the steps before the promotion.
+        probe: what each step must pass: criteria (`ProbeRequest` or a mapping), a function of the `Canary`, or both
+            (the function under ``check``).
+        promote: False: wait at the last canary share, for `promote` or `rollback`.
         **overrides: fields of the serving request, such as ``expires_minutes``.
 
     Raises:
-        EndpointExists: the name is in use; replacing a version needs a rollout.
-        UnsupportedHere: a canary was asked for.
+        ProbeFailed: the canary was rolled back; the current version serves on.
         EndpointNotReady: the server did not become ready; everything started for it is given back.
-        InvalidInput, ArtifactCorrupted: as said, nothing was created.
+        RolloutHeld: another rollout of this endpoint is in flight.
+        RolledBack: somebody took the rollout back.
+        InvalidInput, ArtifactCorrupted, EndpointExists: as said, nothing was created.
     """
-    return serve(context(), Deploying(_serving(model, serving, overrides), model, canary))
+    wanted = _serving(model, serving, overrides)
+    return serve(context(), Deploying(wanted, model, canary=canary, probe=probe, promote=promote))
 
 
 @_phase("deploy")
@@ -205,15 +221,104 @@ async def adeploy(
     *,
     serving: str | ServingRequest | Mapping[str, Any],
     canary: object = None,
+    probe: ProbeLike = None,
+    promote: bool = True,
     **overrides: Any,
 ) -> Endpoint:
     """Like `deploy`, without blocking the event loop. Cancelled, what was started for it is given back."""
-    deploying = Deploying(_serving(model, serving, overrides), model, canary)
+    deploying = Deploying(
+        _serving(model, serving, overrides), model, canary=canary, probe=probe, promote=promote
+    )  # fmt: skip
     try:
         return await asyncio.to_thread(phase, deploy_noticed, deploying)
     except asyncio.CancelledError:
         deploying.give_up(context())
         raise
+
+
+@_phase("probe")
+def probe(
+    name: str,
+    *,
+    version: int | None = None,
+    environment: str = "dev",
+    check: Judge | None = None,
+    **criteria: Any,
+) -> Verdict:
+    """Judge a live canary once and return the verdict, which is true when it passed. Changes nothing.
+
+    Args:
+        name: the endpoint's.
+        version: which version; None: the one whose rollout is in flight.
+        environment: the endpoint's.
+        check: a function of the `Canary`: True or None passes; False, a sentence or an exception does not.
+        **criteria: fields of `ProbeRequest`, such as ``seconds`` (how long it is watched) and ``max_error_rate``.
+
+    Raises:
+        NotFound: no such endpoint, or nothing to probe.
+        EndpointNotReady: its router does not answer.
+    """
+    here = context()
+    wanted = parsed(ProbeRequest, criteria, prefix="probe")
+    verdict = probe_now(here, here.endpoint(name, environment), version, wanted, check)
+    say(f"endpoint {name}: {verdict}")
+    return verdict
+
+
+@_phase("promote")
+def promote(name: str, version: int | None = None, *, environment: str = "dev", reason: str = "") -> Endpoint:
+    """Have all requests of an endpoint go to one version, and return when they do. Idempotent.
+
+    Args:
+        name: the endpoint's.
+        version: which version; None: the one whose rollout is in flight.
+        environment: the endpoint's.
+        reason: for the history.
+
+    Raises:
+        NotFound: no such endpoint or version, or it is gone.
+        EndpointNotReady: the version's servers are not up.
+        RolledBack: it was rolled back before.
+    """
+    here = context()
+    after = rollouts.promote(here, here.endpoint(name, environment), version, reason=reason or "asked for")
+    current = after.current
+    say(f"endpoint {name}: version {current.version if current else version} is promoted")
+    return Endpoint(here, after.id)
+
+
+@_phase("rollback")
+def rollback(name: str, *, environment: str = "dev", reason: str = "asked for") -> Endpoint:
+    """Take the rollout in flight back; where there is none, serve the version before the current one again.
+
+    That one serves at once while its retirement lease lasts; later its model is deployed once more.
+
+    Raises:
+        NotFound: no such endpoint, or nothing to go back to.
+    """
+    runs.refuse_elsewhere("a rollback")
+    here = context()
+    back = rollouts.roll_back(
+        here, here.endpoint(name, environment), reason=reason, owner=runs.owner(), client=runs.client(),
+        ended=run_end(),
+    )  # fmt: skip
+    say(f"endpoint {name}: rolled back from version {back.from_version} to {back.to_version}")
+    return Endpoint(here, back.endpoint.id) if back.asked is None else await_rollout(here, back.asked, None)
+
+
+@_phase("retire")
+def retire(name: str, version: int, *, environment: str = "dev", reason: str = "asked for") -> Endpoint:
+    """End a version that does not serve alone: its requests go to the others, then its servers go. Returns at once.
+
+    Raises:
+        NotFound: no such endpoint or version.
+        VersionServes: it is all that the endpoint serves; release the endpoint instead.
+        RolloutHeld: it is being rolled out; roll it back instead.
+    """
+    here = context()
+    after = rollouts.retire(here, here.endpoint(name, environment), version, reason=reason)
+    say(f"endpoint {name}: version {version} retires")
+    return Endpoint(here, after.id)
 
 
 def _serving(
@@ -281,7 +386,10 @@ def current(name: str, *, environment: str = "dev") -> ModelArtifact | None:
         return None
     if not isinstance(record, EndpointRecord) or record.state is not State.READY:
         return None
-    return here.artifacts.read(record.versions[-1].artifact.id)
+    return None if record.current is None else here.artifacts.read(record.current.artifact.id)
 
 
-__all__ = ["adeploy", "attach", "current", "deploy", "evaluate", "plan", "provision", "release", "train"]
+__all__ = [
+    "adeploy", "attach", "current", "deploy", "evaluate", "plan", "probe", "promote", "provision", "release", "retire",
+    "rollback", "train",
+]  # fmt: skip

@@ -20,6 +20,7 @@ from rich.markup import escape
 from rich.status import Status
 
 from mlinfra_prefect.integration.runs import in_run
+from mlinfra_prefect.integration.settings import settings
 from mlinfra_prefect.lifecycle.training import Progress
 
 LINES_PER_MINUTE = 60
@@ -52,7 +53,7 @@ class Reporter:
         self._clock = clock
         self._logger: Any = logger or (get_run_logger() if in_run() else None)
         self._status: Status | None = None
-        self._said: collections.deque[float] = collections.deque(maxlen=LINES_PER_MINUTE)
+        self._said: collections.deque[float] = collections.deque(maxlen=settings().log_lines_per_minute)
         self._held_back = 0
         self._last: collections.deque[str] = collections.deque(maxlen=LAST_LINES)
         self._metrics: dict[str, float] = {}
@@ -122,7 +123,7 @@ class Reporter:
 
     def _limited(self, text: str) -> None:
         now = self._clock()
-        if len(self._said) == LINES_PER_MINUTE and now - self._said[0] < 60:
+        if len(self._said) == self._said.maxlen and now - self._said[0] < 60:
             self._held_back += 1
             return
         self._said.append(now)

@@ -31,7 +31,7 @@ POLL_SECONDS = ((3.0, 0.01), (30.0, 0.05), (float("inf"), 0.25))
 """Between two looks at the ledger: quick at first, because most waits are short."""
 TRIES = 3
 
-__all__ = ["CLIENT", "announce", "entrust", "release", "wait_ready", "wait_released", "why", "withdraw"]
+__all__ = ["CLIENT", "announce", "entrust", "looks", "release", "wait_ready", "wait_released", "why", "withdraw"]
 
 
 def announce(context: Context, record: KeptRecord) -> None:
@@ -80,7 +80,7 @@ def wait_ready(context: Context, record_id: str, *, timeout: float | None = None
         OperationTimedOut: it is neither after `timeout` seconds.
         KeeperUnavailable: there is no keeper, and none can be started.
     """
-    for record in _looks(context, record_id, timeout):
+    for record in looks(context, record_id, timeout):
         if record.state is State.READY:
             return record
         if not record.live:
@@ -121,7 +121,7 @@ def wait_released(context: Context, record_id: str, *, timeout: float | None = N
         NotYetDestroyed: it is stuck, or not released after `timeout` seconds; the keeper goes on.
         KeeperUnavailable: there is no keeper, and none can be started.
     """
-    for record in _looks(context, record_id, timeout):
+    for record in looks(context, record_id, timeout):
         if record.state is State.RELEASED and record.receipt is not None:
             return record.receipt
         if record.state is State.STUCK:
@@ -132,7 +132,7 @@ def wait_released(context: Context, record_id: str, *, timeout: float | None = N
     raise NotYetDestroyed(f"{record_id} is still {state} after {timeout:.0f} seconds.", "The keeper goes on with it.")
 
 
-def _looks(context: Context, record_id: str, timeout: float | None) -> Iterator[KeptRecord]:
+def looks(context: Context, record_id: str, timeout: float | None = None) -> Iterator[KeptRecord]:
     """Yield a record again and again, for `timeout` seconds (None: for ever), and see that somebody keeps it."""
     began = time.monotonic()
     next_look, failures = began + LOOK_SECONDS, 0

@@ -14,14 +14,14 @@ from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.keeper.place import place_of
 from mlinfra_prefect.keeper.watch import is_held
-from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.clients import why_gone
 from mlinfra_prefect.lifecycle.context import ENGINE_VARIABLE, LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.releasing import UPLOAD_SECONDS
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
+from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.home import CACHE_VARIABLE, Home
-from mlinfra_prefect.model.lease import AttemptState, EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.lease import AttemptState, LeaseRecord, State
 from mlinfra_prefect.model.marks import marks
 
 DRAIN_LEAD_SECONDS = 300.0
@@ -45,6 +45,11 @@ def drain_at(record: LeaseRecord) -> float:
     return (record.deadline - timedelta(seconds=lead)).timestamp()
 
 
+def empty_until(record: EndpointRecord) -> float:
+    """Until when (epoch seconds) an endpoint may wait for its first version. Pure."""
+    return record.created_at.timestamp() + 60.0 * record.serving.rollout_minutes
+
+
 def due_at(record: KeptRecord) -> float | None:
     """The next moment (epoch seconds) at which a record needs an operation; None: none by the clock. Pure."""
     if record.state in {State.RELEASING, State.STUCK}:
@@ -52,9 +57,20 @@ def due_at(record: KeptRecord) -> float | None:
     if record.state is not State.READY:
         return record.created_at.timestamp()
     if isinstance(record, EndpointRecord):
+        if record.current is None:
+            return empty_until(record)
         return record.expires_at.timestamp() if record.expires_at else None
+    if isinstance(record, RolloutRecord):
+        if record.promoted_at is None:
+            return min(record.due or record.created_at, record.until).timestamp()
+        return record.due.timestamp() if record.due else None
     due = drain_at(record)
     return due if record.keep_until is None else min(due, record.keep_until.timestamp())
+
+
+def stands(record: EndpointRecord | RolloutRecord) -> bool:
+    """Whether what is served stands by itself, as far as its own record knows: no client is watched for it. Pure."""
+    return record.live and (record.current if isinstance(record, EndpointRecord) else record.promoted_at) is not None
 
 
 def card_of(record: KeptRecord, home: Home) -> Card | None:
@@ -63,7 +79,7 @@ def card_of(record: KeptRecord, home: Home) -> Card | None:
     if record.state is State.RELEASED or due is None:
         return None
     process = record.client.process
-    served = isinstance(record, EndpointRecord) and record.state is State.READY
+    served = isinstance(record, EndpointRecord | RolloutRecord) and stands(record)
     has_client = process is not None and record.client.ended_at is None and record.client.lost_at is None
     watched = process if has_client and record.live and not served else None
     if watched is not None and not is_here(watched):
@@ -83,7 +99,7 @@ def card_of(record: KeptRecord, home: Home) -> Card | None:
         client_start_time=watched.start_time if watched else None,
         client_fifo=str(fifo_of(home, record.id)) if watched else None,
         due=due,
-        renew=record.live and isinstance(record, LeaseRecord),
+        renew=record.live and not served and not isinstance(record, EndpointRecord),
         env=marks(record, number),
         lock_files=tuple(str(Path(each.directory) / LOCK_NAME) for each in left),
         operation_deadline=max(deadlines, default=None),

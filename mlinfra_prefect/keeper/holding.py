@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mlinfra_prefect.errors import MlinfraError
-from mlinfra_prefect.keeper.desk import fifo_of, lay, watcher_alive
+from mlinfra_prefect.keeper.desk import fifo_of, lay, stands, watcher_alive
 from mlinfra_prefect.keeper.starting import ensure_watcher
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.model.lease import EndpointRecord, State
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 
 _log = logging.getLogger("mlinfra_prefect.keeper")
 LOOK_SECONDS = 0.25
@@ -64,7 +64,7 @@ class Hold:
         seen = self.context.ledger.read(self.record_id)
         if seen is None or not seen.record.live:
             return None
-        served = isinstance(seen.record, EndpointRecord) and seen.record.state is State.READY
+        served = isinstance(seen.record, EndpointRecord | RolloutRecord) and stands(seen.record)
         return None if served else seen.record
 
 

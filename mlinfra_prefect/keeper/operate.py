@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError
-from mlinfra_prefect.keeper.desk import drain_at, laid, lay, take_off
+from mlinfra_prefect.keeper.desk import drain_at, empty_until, laid, lay, take_off, wake
 from mlinfra_prefect.keeper.overdue import end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.ledger import KeptRecord, revise
@@ -28,9 +28,12 @@ from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
 from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
 from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
+from mlinfra_prefect.lifecycle.rolling import advance
+from mlinfra_prefect.lifecycle.versions import enter
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import EndpointRecord, Keeper, LeaseRecord, State
+from mlinfra_prefect.model.lease import Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
 
 FAILED = 1
@@ -43,7 +46,7 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
     seen = context.ledger.read(record_id)
     if seen is None:
         return _announced(context, record_id)
-    context.tell = lambda record: lay(context, record)
+    context.tell = lambda record: _tell(context, record, record_id)
     record = seen.record
     try:
         if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, record):
@@ -65,6 +68,13 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         if after is not None:
             lay(context, after.record)
     return 0
+
+
+def _tell(context: Context, record: KeptRecord, own: str) -> None:
+    """Lay the card of a record, and have the watcher look at it where it is another one's than our own."""
+    lay(context, record)
+    if record.id != own:
+        wake(context.home, record.id)
 
 
 def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
@@ -170,9 +180,13 @@ def _advance(context: Context, record: KeptRecord) -> KeptRecord:
         if record.deadline is not None and now >= record.deadline:
             reason = "its hard deadline passed before it was ready"
             return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation)
+        if isinstance(record, RolloutRecord):
+            enter(context, record)  # its client may have been killed between the two writes
         return provision(context, record)
     if record.state in {State.RELEASING, State.STUCK}:
         return record if record.retry_at is not None and now < record.retry_at else release_pass(context, record)
+    if isinstance(record, RolloutRecord):
+        return advance(context, record)
     over = _why_over(record, now.timestamp())
     if over is None:
         return record
@@ -181,9 +195,11 @@ def _advance(context: Context, record: KeptRecord) -> KeptRecord:
     )
 
 
-def _why_over(record: KeptRecord, now: float) -> str | None:
+def _why_over(record: LeaseRecord | EndpointRecord, now: float) -> str | None:
     """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
     if isinstance(record, EndpointRecord):
+        if record.current is None and now >= empty_until(record):
+            return "it got no version in time"
         return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
     if now >= drain_at(record):
         return "its hard deadline is near"

@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from mlinfra_prefect.errors import MlinfraError
-from mlinfra_prefect.keeper.desk import due_at, laid, lay, watcher_alive, watcher_identity
+from mlinfra_prefect.keeper.desk import due_at, laid, lay, stands, watcher_alive, watcher_identity
 from mlinfra_prefect.keeper.starting import ensure_watcher, replace_lost_keeper
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.clients import why_gone
@@ -25,7 +25,8 @@ from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import terraform_runs
 from mlinfra_prefect.local.process import is_alive, is_here, is_provably_dead
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.lease import LeaseRecord, State
 from mlinfra_prefect.model.names import Id, Line, as_line
 from mlinfra_prefect.model.record import Record
 
@@ -97,9 +98,10 @@ def as_json(found: Pass) -> dict[str, Any]:
 
 def _left_alone(context: Context, record: KeptRecord) -> str | None:
     """Why a record is not ours to take; None: it may be taken over."""
-    if isinstance(record, EndpointRecord) and record.state is State.READY:
-        # Nobody keeps it by design: it stands by its server's grant.
-        return None if _why_gone(context, record) else "its server lives by its own grant"
+    if isinstance(record, EndpointRecord | RolloutRecord) and _stands_alone(record):
+        # Nobody keeps it by design: it stands by its servers' grants.
+        over = isinstance(record, EndpointRecord) and _expired(context, record)
+        return None if over else _how_it_stands(context, record)
     if laid(context.home, record.id) is not None and watcher_alive(context.home):
         return ON_THE_DESK
     keeper, now = record.keeper, context.ledger.now()
@@ -126,18 +128,25 @@ def _overdue(deadline: Any, now: Any) -> bool:
     return deadline is not None and bool(now >= deadline)
 
 
-def _why_gone(context: Context, record: EndpointRecord) -> str | None:
+def _stands_alone(record: EndpointRecord | RolloutRecord) -> bool:
+    retires = isinstance(record, RolloutRecord) and record.due is not None
+    return stands(record) and record.state is State.READY and not retires
+
+
+def _expired(context: Context, record: EndpointRecord) -> bool:
+    return record.expires_at is not None and context.ledger.now() >= record.expires_at
+
+
+def _how_it_stands(context: Context, record: EndpointRecord | RolloutRecord) -> str:
     attempt = record.attempt
-    if record.expires_at is not None and context.ledger.now() >= record.expires_at:
-        return "it expired"
-    if attempt is None or not context.platform(record.platform).is_up(record, attempt):
-        return "its server is gone"
-    return None
+    if attempt is not None and context.platform(record.platform).is_up(record, attempt):
+        return "its server lives by its own grant"
+    return "it is down: `mlinfra-prefect endpoints --repair` brings it back"
 
 
 def _prepared(context: Context, record: KeptRecord) -> KeptRecord:
-    if isinstance(record, EndpointRecord) and record.state is State.READY:
-        return begin_release(context, record.id, reason=_why_gone(context, record) or "it is gone", drain=False)
+    if isinstance(record, EndpointRecord) and record.state is State.READY and _expired(context, record):
+        return begin_release(context, record.id, reason="it expired", drain=False)
     return _another_try(context, record)
 
 

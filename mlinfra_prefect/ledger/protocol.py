@@ -17,10 +17,9 @@ from typing import Protocol
 from pydantic import Field
 
 from mlinfra_prefect.errors import LeaseLost, NotFound, StaleWrite
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.endpoint import KeptRecord as KeptRecord, RolloutRecord  # noqa: PLC0414 (what a ledger keeps)
+from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.model.record import Moment, Record
-
-KeptRecord = LeaseRecord | EndpointRecord
 
 
 class Transition(Record):
@@ -159,6 +158,10 @@ def revise(
 def worth_a_line(before: KeptRecord, after: KeptRecord) -> bool:
     """Whether a write belongs in the history.
 
-    Renewals every half minute would bury the transitions that people look for, so a write that only renews does not.
+    Renewals every half minute would bury the transitions that people look for, so a write that only renews, or only
+    says when to look again, does not.
     """
-    return before.model_copy(update={"renewed_until": after.renewed_until}) != after
+    same: dict[str, object] = {"renewed_until": after.renewed_until}
+    if isinstance(after, RolloutRecord):
+        same["due"] = after.due
+    return before.model_copy(update=same) != after

@@ -26,7 +26,8 @@ from mlinfra_prefect.ledger.mounts import refuse_network_file_system
 from mlinfra_prefect.ledger.protocol import KeptRecord, Transition, Versioned, worth_a_line
 from mlinfra_prefect.ledger.sqlite_file import open_file, translated
 from mlinfra_prefect.ledger.stored import SCHEMA_VERSION, decode
-from mlinfra_prefect.model.lease import LeaseRecord, State, check_transition
+from mlinfra_prefect.model.endpoint import check_change
+from mlinfra_prefect.model.lease import LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
 
 
@@ -86,7 +87,7 @@ class SqliteLedger:
 
     def create(self, record: KeptRecord, *, actor: str, reason: str, holds: Sequence[str] = ()) -> Versioned:
         """See `protocol.Ledger.create`."""
-        check_transition(None, record)
+        check_change(None, record)
         base = record.base if isinstance(record, LeaseRecord) else record.id.rpartition("-")[0]
         with self._transaction() as db:
             if db.execute("SELECT 1 FROM records WHERE id = ?", (record.id,)).fetchone():
@@ -107,7 +108,7 @@ class SqliteLedger:
 
     def replace(self, seen: Versioned, record: KeptRecord, *, actor: str, reason: str) -> Versioned:
         """See `protocol.Ledger.replace`."""
-        check_transition(seen.record, record)
+        check_change(seen.record, record)
         with self._transaction() as db:
             done = db.execute(
                 "UPDATE records SET state = ?, version = version + 1, schema = ?, json = ?"

@@ -10,10 +10,10 @@ from pydantic import ValidationError
 
 from mlinfra_prefect.errors import LedgerUnreadable
 from mlinfra_prefect.ledger.listing import SCHEMA_VERSION as SCHEMA_VERSION  # noqa: PLC0414 (every store writes it)
-from mlinfra_prefect.ledger.protocol import KeptRecord
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
+from mlinfra_prefect.model.lease import LeaseRecord
 
-_KINDS: dict[str, type[LeaseRecord | EndpointRecord]] = {"lease": LeaseRecord, "endpoint": EndpointRecord}
+_KINDS: dict[str, type[KeptRecord]] = {"lease": LeaseRecord, "endpoint": EndpointRecord, "rollout": RolloutRecord}
 
 
 def refuse_future_schema(what: str, schema: object) -> None:

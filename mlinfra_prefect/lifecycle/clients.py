@@ -9,8 +9,10 @@ from datetime import timedelta
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.lifecycle.versions import version_of
 from mlinfra_prefect.local.process import is_provably_dead
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.endpoint import PROMOTED, EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.lease import LeaseRecord
 
 WANTED_SECONDS = 0.25
 """How often a long wait asks whether anybody still wants what it waits for."""
@@ -26,6 +28,14 @@ def why_gone(record: KeptRecord) -> str | None:
     return "its client was lost" if is_provably_dead(client.process) else None
 
 
+def stands_by_itself(context: Context, record: KeptRecord) -> bool:
+    """Whether a record has left its client behind: a version that was promoted, and an endpoint that has one."""
+    if isinstance(record, RolloutRecord):
+        version = version_of(context, record)
+        return version is not None and version.state in PROMOTED
+    return isinstance(record, EndpointRecord) and record.current is not None
+
+
 def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
     """Do what the request says when the client of a record is gone. Returns the record as it stands now.
 
@@ -35,12 +45,12 @@ def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
         LeaseLost: a newer keeper took the record over.
     """
     why = why_gone(record) if record.live else None
-    if why is None or (isinstance(record, EndpointRecord) and record.state is State.READY):
+    if why is None or stands_by_itself(context, record):
         return record
     now = context.ledger.now()
     lost = record.client.revised(lost_at=now)
     if not isinstance(record, LeaseRecord):
-        reason = f"{why} before it was ready: rolled back"
+        reason = f"{why} before it was {'promoted' if isinstance(record, RolloutRecord) else 'ready'}: rolled back"
         return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation, lost=lost)
     policy = record.request.on_client_lost
     if policy != "keep":

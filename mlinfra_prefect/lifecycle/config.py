@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.agent.wire import SpecError, read_json
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.model.environment import Environment
 from mlinfra_prefect.model.record import parsed
@@ -76,8 +77,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InvalidInput(str(path), f"is larger than {MAX_BYTES} bytes")
+        if path.suffix == ".json":  # what `applying` writes
+            return read_json(path)
         return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SpecError) as error:
         raise InvalidInput(str(path), f"cannot be read ({error})") from None
 
 

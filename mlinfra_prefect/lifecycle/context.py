@@ -9,6 +9,7 @@ import getpass
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -19,8 +20,9 @@ from mlinfra_prefect.errors import NotFound, UnsupportedHere
 from mlinfra_prefect.ledger import KeptRecord, Ledger, SqliteLedger
 from mlinfra_prefect.lifecycle.config import Config, load_config
 from mlinfra_prefect.lifecycle.platform import Platform
+from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.lease import LeaseRecord
 from mlinfra_prefect.model.marks import common_marks, marks
 from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine, recorded_engine
 
@@ -37,6 +39,7 @@ class Context:
         if sys.platform == "win32":
             raise UnsupportedHere("Windows is not supported: use WSL 2, which is Linux.")
         self.home = (home or Home.from_environment()).ensure()
+        self.born = time.monotonic()
         self.tell: Callable[[KeptRecord], None] = lambda _: None
         """Called when an operation was recorded and is about to begin; the keeper lays a fresh card."""
 
@@ -124,6 +127,20 @@ class Context:
             return named[-1]
         return found.record
 
+    def endpoint(self, name: str, environment: str = "dev") -> EndpointRecord:
+        """Return the endpoint of a name, or of an id, that is not released.
+
+        Raises:
+            NotFound: there is none.
+        """
+        found = self.ledger.read(self.ledger.holder(f"endpoint:{environment}:{name}") or name)
+        if found is None or not isinstance(found.record, EndpointRecord) or found.record.released_at is not None:
+            raise NotFound(
+                f"There is no endpoint {name!r} in environment {environment!r}.",
+                "`mlinfra-prefect endpoints` lists what is served.",
+            )
+        return found.record
+
     def lease(self, lease_id: str) -> LeaseRecord:
         """Return a lease.
 
@@ -132,5 +149,5 @@ class Context:
         """
         found = self.record(lease_id)
         if not isinstance(found, LeaseRecord):
-            raise NotFound(f"{lease_id!r} is an endpoint, not a lease.")
+            raise NotFound(f"{lease_id!r} is {'an' if found.kind == 'endpoint' else 'a'} {found.kind}, not a lease.")
         return found

@@ -11,6 +11,8 @@ from typing import Any
 from mlinfra_prefect.errors import LeaseLost
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.versions import leave
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.lease import LIVE, Attempt, Client, State
 from mlinfra_prefect.model.names import as_line
 
@@ -97,9 +99,14 @@ def begin_release(
 
     Raises:
         NotFound: there is none of that id.
+        VersionServes: it is the rollout of what an endpoint serves.
         LeaseLost: a newer keeper took the record over.
     """
     line = as_line(reason)
+    found = context.ledger.read(record_id)
+    if found is not None and isinstance(found.record, RolloutRecord) and found.record.live:
+        # What is served is decided on the endpoint's record: only what has left it may go.
+        leave(context, found.record, line)
 
     def change(now: KeptRecord) -> KeptRecord | None:
         if now.state not in LIVE:

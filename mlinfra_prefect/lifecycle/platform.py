@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import Attempt
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.served import Served
 from mlinfra_prefect.model.stack import JobStatus, StackInput
 
 
@@ -97,6 +100,18 @@ class Platform(Protocol):
 
     def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
         """Keep the logs of what is gone, and delete the rest."""
+
+    def route(self, endpoint: EndpointRecord, seconds: float = 10.0) -> Served:
+        """Have requests go where the endpoint's record says, and wait until they do; raises EndpointNotReady."""
+
+    def served(self, endpoint: EndpointRecord) -> Served | None:
+        """The shares that requests go by now, and what was counted; None where nothing answers."""
+
+    def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
+        """What one version answers to one row, whatever its share; raises MlinfraError."""
+
+    def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
+        """Let what is up live until a moment, which may have moved; None: for as long as it is wanted."""
 
     def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
         """Choose an endpoint's port."""

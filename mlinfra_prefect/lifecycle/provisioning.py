@@ -20,18 +20,19 @@ from mlinfra_prefect.errors import (
     TerraformFailed,
 )
 from mlinfra_prefect.ledger import KeptRecord, revise
-from mlinfra_prefect.lifecycle.clients import look_at_client, still_wanted
+from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark_attempt
+from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark, mark_attempt
 from mlinfra_prefect.lifecycle.planning import choose_offer
 from mlinfra_prefect.lifecycle.releasing import release_attempt
-from mlinfra_prefect.model.lease import Attempt, AttemptState, EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
+from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
 
 PROVISION_SECONDS = 900.0
 """The deadline of one provisioning operation, installation of a server's environment included."""
 MAX_ATTEMPTS = 2
-"""How many attempts a lease makes on the local platform before it gives up."""
+"""How many attempts are made on the local platform, one after the other, before it is given up."""
 
 
 def provision(context: Context, record: KeptRecord) -> KeptRecord:
@@ -56,7 +57,7 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
         attempt = record.attempt
         try:
             if attempt is None or attempt.state is AttemptState.RELEASED:
-                if len(record.attempts) >= MAX_ATTEMPTS:
+                if _failed_in_a_row(record) >= MAX_ATTEMPTS:
                     return fail(context, record, problem or _interrupted(record))
                 record = _add_attempt(context, record)
                 fresh = len(record.attempts)
@@ -80,7 +81,19 @@ def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRec
     """Leave a record `releasing` because of a problem that the client will be told."""
     text = " ".join(str(problem).split())
     error = type(problem).__name__
+    if stands_by_itself(context, record):  # a repair that failed: what is left serves on, and this is told
+        return mark(context, record, f"repair failed: {text}", state=State.READY, reason=as_line(text))
     return begin_release(context, record.id, reason=text, drain=False, error=error, generation=record.generation)
+
+
+def _failed_in_a_row(record: KeptRecord) -> int:
+    """How many attempts were not up since the last one that was: what served for months may be repaired as often."""
+    count = 0
+    for attempt in reversed(record.attempts):
+        if attempt.up_at is not None:
+            break
+        count += 1
+    return count
 
 
 def _interrupted(record: KeptRecord) -> MlinfraError:
@@ -93,7 +106,7 @@ def _next(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRe
     if not record.live:
         return record
     attempt = record.attempt
-    if isinstance(problem, PermanentError) or isinstance(record, EndpointRecord) or attempt is None:
+    if isinstance(problem, PermanentError) or not isinstance(record, LeaseRecord) or attempt is None:
         return fail(context, record, problem)
     try:
         return _abandon(context, record, attempt)
@@ -195,8 +208,6 @@ def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, res
         }
         if now.live:
             changes |= {"state": State.READY, "reason": "", "ready_at": moment}
-            if isinstance(now, EndpointRecord):
-                changes["versions"] = tuple(v.revised(state="serving") for v in now.versions)
         return now.revised(**changes)
 
     return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from mlinfra_prefect.errors import NotYetDestroyed
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.model.lease import LIVE, EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.endpoint import GONE, EndpointRecord, RolloutRecord, VersionState
+from mlinfra_prefect.model.lease import LIVE, LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.receipt import Receipt, Search
 
@@ -34,7 +35,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
                 for job in now.jobs
                 if job.started_at and job.finished_at
             )
-        served = up if isinstance(now, EndpointRecord) else 0.0
+        served = up if isinstance(now, EndpointRecord | RolloutRecord) else 0.0
         receipt = Receipt(
             kind=now.kind,
             id=now.id,
@@ -57,7 +58,9 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
             "state": State.RELEASED, "released_at": moment, "receipt": receipt, "retry_at": None, "reason": why,
         }  # fmt: skip
         if isinstance(now, EndpointRecord):
-            changes["versions"] = tuple(v.revised(state="retired", share=0) for v in now.versions)
+            changes["versions"] = tuple(
+                v.revised(state=v.state if v.state in GONE else VersionState.RETIRED, share=0) for v in now.versions
+            )
         return now.revised(**changes)
 
     return revise(

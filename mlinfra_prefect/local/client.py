@@ -41,13 +41,14 @@ def ready(url: str) -> bool:
         return False
 
 
-def wait_ready(url: str, deadline: float, alive: Callable[[], bool]) -> float:
+def wait_ready(url: str, deadline: float, alive: Callable[[], bool], look: Callable[[str], bool] = ready) -> float:
     """Wait until the server is ready; return the seconds that took. Blocking.
 
     Args:
         url: the endpoint's.
         deadline: epoch seconds, as every deadline of a lease.
         alive: whether what should become ready still runs; asked between looks, so a crash ends the wait at once.
+        look: how one sees that it is ready.
 
     Raises:
         EndpointNotReady: it ended, or the deadline passed.
@@ -57,7 +58,7 @@ def wait_ready(url: str, deadline: float, alive: Callable[[], bool]) -> float:
     while True:
         # Asked before looking: a server that answers and then dies must not be lost to the other order.
         lives = alive()
-        if ready(url):
+        if look(url):
             return time.monotonic() - began
         if not lives:
             raise EndpointNotReady(f"The server at {url} ended before it was ready.", "Its log says why.")

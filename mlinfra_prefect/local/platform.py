@@ -14,21 +14,24 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NodeLost
-from mlinfra_prefect.local import client, process
+from mlinfra_prefect.local import client, process, routing
 from mlinfra_prefect.local.node import LocalNode, revoke
 from mlinfra_prefect.local.serving import serve_spec
-from mlinfra_prefect.model.lease import Attempt, EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
+from mlinfra_prefect.model.lease import Attempt, LeaseRecord
 from mlinfra_prefect.model.marks import marks
 from mlinfra_prefect.model.names import token
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.served import Served
 from mlinfra_prefect.model.stack import StackInput
 
 KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
@@ -67,7 +70,7 @@ class LocalPlatform:
             ),
         )
 
-    def stack(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> StackInput:
+    def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
         """Write the grant and the agent's spec, and return the stack that starts the agent."""
         node_dir = Path(attempt.node_dir)
         node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -76,8 +79,10 @@ class LocalPlatform:
         secret = token()
         deadline = record.deadline.timestamp() if record.deadline else None
         serve = None
-        if isinstance(record, EndpointRecord):
+        if isinstance(record, RolloutRecord):
             serve = serve_spec(record, self._cache, node_dir, marks(record, attempt.number))
+        elif isinstance(record, EndpointRecord):
+            serve = routing.router_spec(record, node_dir)
         write_json(
             spec,
             {
@@ -99,7 +104,7 @@ class LocalPlatform:
             },
         )
         grant.touch(mode=0o600)  # before it has a content, so that nobody else can ever read one
-        grant.write_text(secret)
+        grant.write_text(f"{secret}\n")
         name = "local-endpoint" if serve else "local-node"
         variables: dict[str, Any] = {
             "mlinfra": {
@@ -130,7 +135,7 @@ class LocalPlatform:
 
     def check_up(
         self,
-        record: LeaseRecord | EndpointRecord,
+        record: KeptRecord,
         attempt: Attempt,
         deadline: float,
         wanted: Callable[[], bool] = lambda: True,
@@ -144,10 +149,12 @@ class LocalPlatform:
         node = self.node(attempt)
         if not node.alive():
             raise NodeLost(f"The agent of {record.id} is not running. {node.why_gone()}".strip())
-        if isinstance(record, EndpointRecord):
+        if not isinstance(record, LeaseRecord):
             ready_by = min(deadline, time.time() + record.serving.ready_seconds)
+            look = client.ready if isinstance(record, RolloutRecord) else routing.routes
             try:
-                client.wait_ready(record.url, ready_by, lambda: node.lives() and wanted())
+                for url in record.urls if isinstance(record, RolloutRecord) else (record.url,):
+                    client.wait_ready(url, ready_by, lambda: node.lives() and wanted(), look=look)
             except EndpointNotReady as error:
                 said = server_words(Path(attempt.node_dir))
                 raise EndpointNotReady(f"{error.message} {node.why_gone()} {said}".strip(), error.remedy) from error
@@ -157,7 +164,7 @@ class LocalPlatform:
                     f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why."
                 )
 
-    def is_up(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> bool:  # noqa: ARG002 (the protocol's; clouds need it)
+    def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:  # noqa: ARG002 (the protocol's; clouds need it)
         """Whether the node or the server still lives."""
         return self.node(attempt).alive()
 
@@ -165,7 +172,7 @@ class LocalPlatform:
         """The node of an attempt."""
         return LocalNode(Path(attempt.node_dir))
 
-    def stop_meter(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
+    def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
         """Revoke the grant and wait until the agent and all it started are gone. Idempotent; never queues."""
         revoke(grant_of(attempt))
         node = self.node(attempt)
@@ -173,11 +180,11 @@ class LocalPlatform:
         while node.lives() and time.monotonic() < until:
             time.sleep(0.02)
 
-    def sweep(self, record: LeaseRecord | EndpointRecord) -> Search:
+    def sweep(self, record: KeptRecord) -> Search:
         """Look for processes that carry the record's id, and end them."""
         return process.sweep(record.ledger_id, record.id)
 
-    def tidy(self, record: LeaseRecord | EndpointRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
+    def tidy(self, record: KeptRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
         """Keep a released node's logs and delete the rest of its directory. Idempotent; files never stop a release."""
         node_dir = Path(attempt.node_dir)
         if not node_dir.is_dir():
@@ -192,6 +199,32 @@ class LocalPlatform:
                 shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
         shutil.rmtree(node_dir, ignore_errors=True)
         shutil.rmtree(node_dir.parent / "staging", ignore_errors=True)
+
+    def route(self, endpoint: EndpointRecord, seconds: float = routing.ROUTE_SECONDS) -> Served:
+        """Have the router route as the record says, and wait until it does (see `local.routing.route`)."""
+        return routing.route(endpoint, seconds)
+
+    def served(self, endpoint: EndpointRecord) -> Served | None:
+        """What the router routes by now, and what it has counted; None where it does not answer."""
+        return routing.served(endpoint)
+
+    def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
+        """Ask one version's server for its answer to one row, past the router."""
+        return client.infer(rollout.urls[0], rollout.name, [row])
+
+    def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
+        """Let what is up live until a moment, which may have moved (None: until it is revoked). Idempotent."""
+        if record.attempt is None:
+            return
+        grant = grant_of(record.attempt)
+        try:
+            secret = grant.read_text().partition("\n")[0]
+        except FileNotFoundError:
+            return  # revoked: it is going
+        scratch = grant.with_name(".grant")
+        scratch.touch(mode=0o600)
+        scratch.write_text(f"{secret}\n{'inf' if until is None else until.timestamp()}\n")
+        scratch.replace(grant)
 
     def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
         """Return a port of the loopback interface that nobody listens on and that no endpoint has reserved.

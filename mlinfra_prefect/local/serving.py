@@ -14,10 +14,12 @@ from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
 from mlinfra_prefect.local.serving_requirements import serving_requirements
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.lease import EndpointRecord
+from mlinfra_prefect.model.endpoint import RolloutRecord
 
 FORMATS = ("sklearn-skops", "python")
 """The formats that a local endpoint can serve."""
+FINAL = [2, 3, 4, 5, 6]
+"""The exit codes of `local/server.py` and `local/router.py` that say why: starting again would say it again."""
 
 
 def check_servable(record_format: str, predictor: str | None) -> None:
@@ -68,7 +70,7 @@ def check_trusted(model: ModelArtifact, trusted: Sequence[str]) -> None:
             )
 
 
-def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mapping[str, str]) -> dict[str, Any]:
+def serve_spec(record: RolloutRecord, cache: Path, node_dir: Path, marks: Mapping[str, str]) -> dict[str, Any]:
     """Make the server's environment (cached by the hash of its requirements) and return what the agent runs.
 
     Blocking: the first time it installs packages.
@@ -76,7 +78,7 @@ def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mappi
     Raises:
         EndpointNotReady: the environment could not be installed; the message carries the installer's last lines.
     """
-    artifact = record.versions[-1].artifact
+    artifact = record.artifact
     requirements = serving_requirements(artifact.format, artifact.versions)
     path = node_dir / "install.log"
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
@@ -99,7 +101,6 @@ def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mappi
         "--model-dir", str(artifact.path),
         "--name", record.name,
         "--host", "127.0.0.1",
-        "--port", str(record.port),
         "--format", artifact.format,
         "--sha256-manifest", str(manifest),
     ]  # fmt: skip
@@ -107,4 +108,5 @@ def serve_spec(record: EndpointRecord, cache: Path, node_dir: Path, marks: Mappi
         argv += ["--predictor", record.serving.predictor, "--code-dir", str(artifact.path)]
     for trusted in record.serving.trusted_types:
         argv += ["--trusted-type", trusted]
-    return {"argv": argv, "env": {}, "cwd": str(node_dir)}
+    argvs = [[*argv, "--port", str(port)] for port in record.ports]
+    return {"argvs": argvs, "env": {}, "cwd": str(node_dir), "final": FINAL}

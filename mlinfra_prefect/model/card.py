@@ -17,12 +17,12 @@ CARD_SCHEMA: Final = "mlinfra-prefect/card/1"
 
 
 class Card(Record):
-    """One lease or endpoint on the watcher's desk. Times are seconds since the epoch on this host's clock."""
+    """One lease, rollout or endpoint on the watcher's desk. Times are seconds since the epoch on this host's clock."""
 
     schema_name: Literal["mlinfra-prefect/card/1"] = Field(
         default=CARD_SCHEMA, alias="schema", title="Schema", description="Name and version of this format."
     )
-    kind: Literal["lease", "endpoint"] = Field(title="Kind", description="What the card stands for.")
+    kind: Literal["lease", "endpoint", "rollout"] = Field(title="Kind", description="What the card stands for.")
     id: Id = Field(title="Id", description="Of the lease or endpoint.", examples=["l0f3c5d7e9b1a2c4d6e8f-1"])
     generation: int = Field(
         title="Generation", description="Of the keeper that this watcher is; another one: not ours.", ge=1, examples=[1]

@@ -54,3 +54,6 @@ def _text(value: str, where: str) -> str:
 
 JsonObject = Annotated[dict[str, Any], AfterValidator(_exact)]
 """Names to JSON values; tuples become lists, so that what is kept is what JSON gives back."""
+
+JsonValue = Annotated[Any, AfterValidator(lambda value: _json(value, "value", 1))]
+"""One JSON value; tuples become lists."""

@@ -1,30 +1,28 @@
-"""Leases and endpoints: the durable record of everything that may exist because of them, and its legal states.
+"""Leases: the durable record of everything that may exist because of one, and its legal states.
 
-A lease and an endpoint are *kept* in the same way: written ahead, owned by a keeper, released in the same order. So
-they share one state machine; what differs is what they hold. An endpoint in ``provisioning`` is being deployed.
+Leases, rollouts and endpoints (`model.endpoint`) are *kept* in the same way: written ahead, owned by a keeper, released
+in the same order. So they share one state machine; what differs is what they hold.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
 from pydantic import Field
 
 from mlinfra_prefect.errors import IllegalTransition
-from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.names import Id, Line, Sha256
+from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.receipt import Receipt
 from mlinfra_prefect.model.record import Moment, Record
-from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
+from mlinfra_prefect.model.request import TrainingRequest
 
 
 class State(StrEnum):
-    """States of a lease or an endpoint (DESIGN §4)."""
+    """States of a lease, a rollout or an endpoint (DESIGN §4)."""
 
     REQUESTED = "requested"
     PROVISIONING = "provisioning"
@@ -142,7 +140,7 @@ class JobNote(Record):
 
 
 class Kept(Record):
-    """What a lease and an endpoint have in common."""
+    """What leases, rollouts and endpoints have in common."""
 
     id: Id = Field(title="Id", description="The base and the round.", examples=["l0f3c5d7e9b1a2c4d6e8f-1"])
     ledger_id: Line = Field(
@@ -154,9 +152,7 @@ class Kept(Record):
     environment: Id = Field(title="Environment", description="Whose caps it counts against.", examples=["dev"])
     platform: Line = Field(title="Platform", description="Where it lies.", examples=["local"])
     owner: Owner = Field(title="Owner", description="Who asked for it.")
-    state: State = Field(
-        default=State.REQUESTED, title="State", description="Of the lease or endpoint as a whole.", examples=["ready"]
-    )
+    state: State = Field(default=State.REQUESTED, title="State", description="Of the whole.", examples=["ready"])
     reason: Line = Field(
         default="", title="Reason", description="Why it is in this state.", examples=["the client was lost"]
     )
@@ -226,36 +222,6 @@ class LeaseRecord(Kept):
         examples=[["dev/lora-r16"]],
     )
     jobs: tuple[JobNote, ...] = Field(default=(), title="Jobs", description="What ran on it, oldest first.")
-
-
-class Version(Record):
-    """One version of an endpoint."""
-
-    version: int = Field(title="Version", description="Counted from 1.", ge=1, examples=[1])
-    share: int = Field(title="Share (percent)", description="Of the requests.", ge=0, le=100, examples=[100])
-    state: Line = Field(
-        title="State", description="Where it is on its way.", examples=["deploying", "serving", "retired"]
-    )
-    sha256: Sha256 = Field(title="sha256", description="The artifact's, as it was verified.")
-    artifact: ModelArtifact = Field(title="Artifact", description="What it serves, with its lineage.")
-
-
-class EndpointRecord(Kept):
-    """A served model behind a stable URL, with its version history."""
-
-    kind: Literal["endpoint"] = Field(default="endpoint", title="Kind", description="An endpoint.")
-    serving: ServingRequest = Field(title="Serving", description="What was asked for.")
-    url: Line = Field(title="URL", description="Where it answers.", examples=["http://127.0.0.1:8123"])
-    port: int = Field(title="Port", description="Recorded and reserved.", ge=1, le=65535, examples=[8123])
-    expires_at: Moment | None = Field(
-        default=None, title="Expires at", description="The server ends itself then; None: it serves until released."
-    )
-    versions: tuple[Version, ...] = Field(title="Versions", description="Every one it ever had, oldest first.")
-
-    @property
-    def deadline(self) -> datetime | None:
-        """The moment at which the server ends itself."""
-        return self.expires_at
 
 
 def check_transition(before: Kept | None, after: Kept) -> None:

@@ -5,7 +5,7 @@ A record can be lost and a state can be empty; what a process carries in its env
 
 from __future__ import annotations
 
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.endpoint import KeptRecord
 
 LEDGER_VARIABLE = "MLINFRA_LEDGER_ID"
 LEASE_VARIABLE = "MLINFRA_LEASE_ID"
@@ -13,7 +13,7 @@ ATTEMPT_VARIABLE = "MLINFRA_ATTEMPT"
 DEADLINE_VARIABLE = "MLINFRA_DEADLINE"
 
 
-def marks(record: LeaseRecord | EndpointRecord, attempt: int) -> dict[str, str]:
+def marks(record: KeptRecord, attempt: int) -> dict[str, str]:
     """Return the marks of what works for one attempt; the deadline is epoch seconds as text, or empty."""
     deadline = record.deadline
     return {

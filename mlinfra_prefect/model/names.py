@@ -107,6 +107,11 @@ def endpoint_base(environment: str, name: str) -> str:
     return f"e{digest('endpoint', environment, name)}"
 
 
+def rollout_base(endpoint_id: str) -> str:
+    """Return the part of a rollout id that all rollouts of an endpoint share; the version follows."""
+    return f"r{digest('rollout', endpoint_id)}"
+
+
 def minted() -> str:
     """Return a new universally unique id."""
     return str(uuid.uuid4())

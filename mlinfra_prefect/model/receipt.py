@@ -32,7 +32,7 @@ class Search(Record):
 class Receipt(Record):
     """What was created, what was destroyed, what was searched for and not found, and what it cost."""
 
-    kind: Literal["lease", "endpoint"] = Field(title="Kind", description="What is gone.")
+    kind: Literal["lease", "endpoint", "rollout"] = Field(title="Kind", description="What is gone.")
     id: Id = Field(title="Id", description="Of the lease or endpoint.", examples=["l0f3c5d7e9b1a2c4d6e8f-1"])
     ledger_id: Line = Field(
         title="Ledger", description="The ledger's uuid.", examples=["7f0c1a3e-5f0a-4d0e-9a53-0f6f6c1d2b11"]

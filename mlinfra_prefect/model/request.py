@@ -208,6 +208,30 @@ class ServingRequest(Record):
         le=65535,
         examples=[8123],
     )
+    replicas: int = Field(
+        default=1,
+        title="Replicas",
+        description="How many servers answer for each version.",
+        ge=1,
+        le=16,
+        examples=[2],
+    )
+    retire_seconds: float = Field(
+        default=30.0,
+        title="Retire after (seconds)",
+        description="How long a version that was replaced is kept, so that a rollback is instant.",
+        ge=0,
+        le=604800,
+        examples=[30.0, 3600.0],
+    )
+    rollout_minutes: float = Field(
+        default=60.0,
+        title="Rollout at most (minutes)",
+        description="A rollout that is not promoted by then is rolled back.",
+        gt=0,
+        le=MAX_MINUTES,
+        examples=[60.0],
+    )
     ready_seconds: float = Field(
         default=120.0,
         title="Ready within (seconds)",

@@ -20,9 +20,11 @@ from pydantic.json_schema import GenerateJsonSchema
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.card import Card
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.environment import Environment
-from mlinfra_prefect.model.lease import EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.lease import LeaseRecord
 from mlinfra_prefect.model.offer import Offer, Plan
+from mlinfra_prefect.model.probe import ProbeRequest
 from mlinfra_prefect.model.receipt import Receipt
 from mlinfra_prefect.model.record import Record
 from mlinfra_prefect.model.request import ServingRequest, TrainingJob, TrainingRequest
@@ -66,6 +68,8 @@ SCHEMAS = (
     Schema("plan", Plan, 1, "us"),
     Schema("lease-record", LeaseRecord, 1, "us"),
     Schema("endpoint-record", EndpointRecord, 1, "us"),
+    Schema("rollout-record", RolloutRecord, 1, "us"),
+    Schema("probe", ProbeRequest, 1, "people"),
     Schema("model-artifact", ModelArtifact, 1, "us"),
     Schema("receipt", Receipt, 1, "us"),
     Schema("card", Card, 1, "us"),

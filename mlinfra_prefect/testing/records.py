@@ -7,16 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
-from mlinfra_prefect.model.lease import (
-    TRANSITIONS,
-    Attempt,
-    Client,
-    EndpointRecord,
-    Keeper,
-    LeaseRecord,
-    State,
-    Version,
-)
+from mlinfra_prefect.model.endpoint import EndpointRecord, Version
+from mlinfra_prefect.model.lease import TRANSITIONS, Attempt, Client, Keeper, LeaseRecord, State
 from mlinfra_prefect.model.names import endpoint_base, lease_base, lease_id
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity

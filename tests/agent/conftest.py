@@ -36,8 +36,9 @@ def node(tmp_path: Path, archive: Path) -> Iterator[NodeUnderTest]:
 def endpoint(node: NodeUnderTest) -> Callable[..., NodeUnderTest]:
     """Start the node's agent in the role of an endpoint that runs a shell script as its server."""
 
-    def start(script: str, **spec: Any) -> NodeUnderTest:
-        serve = ServeSpec(("sh", "-c", script), {"SERVER_SETTING": "on"}, node.root)
+    def start(script: str = "", *, argvs: Any = (), listen: int | None = None, **spec: Any) -> NodeUnderTest:
+        commands = tuple(map(tuple, argvs)) or (("sh", "-c", script),)
+        serve = ServeSpec(commands, {"SERVER_SETTING": "on"}, node.root, listen)
         return node.start(role="endpoint", serve=serve, **spec)
 
     return start

@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -326,14 +327,70 @@ def test_a_broken_job_file_fails_that_job_only(node: NodeUnderTest) -> None:
     assert node.wait(node.shell("true")).state == "succeeded"
 
 
-def test_a_server_that_exits_ends_its_agent_and_is_not_restarted(endpoint: Callable[..., NodeUnderTest]) -> None:
-    """An endpoint whose server is gone says so; a silent restart would hide a crash loop."""
+def test_a_server_that_ends_right_after_its_start_ends_its_agent(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """It said why, and would say it again: a silent crash loop helps nobody."""
     node = endpoint("echo served $SERVER_SETTING; sleep 0.3; exit 7")
     wait_until(node.gone)
     assert node.state()["state"] == "gone"
     assert node.state()["reason"] == "server exited with 7"
     assert (node.dir / wire.SERVER_LOG).read_text() == "served on\n"
     assert node.processes() == set()
+
+
+def test_a_server_that_is_killed_is_started_again(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """A router or a replica that is killed must not take the endpoint with it."""
+    node = endpoint("echo up; exec sleep 60")
+    wait_until(lambda: (node.dir / wire.SERVER_LOG).read_text() == "up\n")
+    first = node.state()["servers"][0]["pid"]
+    os.kill(first, signal.SIGKILL)
+    wait_until(lambda: (node.dir / wire.SERVER_LOG).read_text() == "up\nup\n")
+    wait_until(lambda: node.state()["servers"][0] is not None and node.state()["servers"][0]["pid"] != first)
+    assert node.state()["state"] == "up"
+
+
+def test_a_server_that_is_killed_again_and_again_ends_its_agent(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """Starting it for ever would change nothing."""
+    node = endpoint("kill -9 $$")
+    wait_until(node.gone, 15)
+    assert node.state()["reason"] == "server exited with -9"
+
+
+def test_the_agent_holds_the_socket_so_that_who_asks_meanwhile_waits(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """Nobody is refused between the death of a server and the start of the next one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    serve = (
+        "import os, socket, sys\n"
+        "bound = socket.socket(fileno=int(sys.argv[-1]))\n"
+        "while True:\n"
+        "    line, _ = bound.accept()\n"
+        "    line.sendall(str(os.getpid()).encode())\n"
+        "    line.close()\n"
+    )
+    node = endpoint(argvs=[[sys.executable, "-c", serve]], listen=port)
+
+    def answer() -> int:
+        with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+            return int(line.recv(64))
+
+    first = answer()
+    os.kill(first, signal.SIGKILL)
+    assert answer() != first
+    assert node.state()["state"] == "up"
+
+
+def test_a_grant_may_carry_a_later_deadline(endpoint: Callable[..., NodeUnderTest]) -> None:
+    """A served model that is deployed again lives on; and an earlier deadline ends it."""
+    node = endpoint(FAMILY, deadline=time.time() + 1.0)
+    node.family(5)
+    token = node.grant.read_text().strip()
+    node.grant.write_text(f"{token}\ninf\n")
+    time.sleep(1.3)
+    assert node.state()["state"] == "up"
+    node.grant.write_text(f"{token}\n{time.time()}\n")
+    wait_until(node.gone, 4)
+    assert "deadline" in node.state()["reason"]
 
 
 def test_a_server_dies_with_its_agent_even_by_sigkill(endpoint: Callable[..., NodeUnderTest]) -> None:

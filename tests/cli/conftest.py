@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from mlinfra_prefect.ledger import SqliteLedger
+from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, EndpointRecord, LeaseRecord, State
+from mlinfra_prefect.model.lease import Client, LeaseRecord, State
 from mlinfra_prefect.testing.records import path_to, sample_endpoint, sample_lease
 
 CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")

@@ -15,7 +15,8 @@ from prefect import flow
 from mlinfra_prefect import Endpoint, ModelArtifact, adeploy, current, lease, release
 from mlinfra_prefect.errors import EndpointExists
 from mlinfra_prefect.integration.phases import context
-from mlinfra_prefect.model.lease import EndpointRecord, State
+from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.lease import State
 
 
 @pytest.fixture(scope="module")

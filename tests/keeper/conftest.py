@@ -7,9 +7,10 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,16 +44,26 @@ def house(request: pytest.FixtureRequest, engine: str) -> Iterator[House]:
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An upload of a small real model, as a node leaves it."""
+    return upload(tmp_path_factory.mktemp("model"), lambda labels: labels)
+
+
+@pytest.fixture(scope="session")
+def contrary(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, trained to say something else to everything."""
+    return upload(tmp_path_factory.mktemp("contrary"), lambda labels: (labels + 1) % 3)
+
+
+def upload(place: Path, relabelled: Callable[[Any], Any]) -> Path:
     import hashlib
 
     import skops.io
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
 
-    place = tmp_path_factory.mktemp("model")
     (place / "files").mkdir()
     path = place / "files" / "model.skops"
-    skops.io.dump(LogisticRegression(max_iter=200).fit(*load_iris(return_X_y=True)), path)
+    rows, labels = load_iris(return_X_y=True)
+    skops.io.dump(LogisticRegression(max_iter=200).fit(rows, relabelled(labels)), path)
     content = path.read_bytes()
     entry = {"path": path.name, "sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
     draft = {"format": "sklearn-skops"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.artifacts import Lineage
-from mlinfra_prefect.keeper import client as keeper
+from mlinfra_prefect.keeper import client as keeper, rollouts
 from mlinfra_prefect.lifecycle import leasing
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.serving import ask_to_serve
 from mlinfra_prefect.lifecycle.training import Outcome, Work, run_job
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.lease import Client, EndpointRecord, LeaseRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.lease import Client, LeaseRecord
+from mlinfra_prefect.model.probe import ProbeRequest
 from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
 
@@ -109,19 +112,22 @@ def model(source: str, *, corrupt: bool = False) -> ModelArtifact:
     return context.artifacts.commit(incoming, lineage)
 
 
-def deploy(artifact: ModelArtifact, name: str = "digits", **serving: Any) -> EndpointRecord:
-    """Ask for an endpoint, entrust it and wait until it answers."""
-    wanted = ServingRequest(name=name, **{"expires_minutes": 5, **serving})
-    record = ask_to_serve(
-        context, artifact, wanted, owner=_me, client=me(),
-        announce=lambda made: keeper.announce(context, made), withdraw=lambda made: keeper.withdraw(context, made),
+def deploy(
+    artifact: ModelArtifact, name: str = "digits", *, canary: Any = None, probe: Any = None, promote: bool = True,
+    **serving: Any,
+) -> EndpointRecord:  # fmt: skip
+    """Ask for a serving change, entrust it and wait until requests go to it."""
+    wanted = ServingRequest(name=name, **{"expires_minutes": 5, "retire_seconds": 0, **serving})
+    ask = functools.partial(
+        ask_to_serve, context, artifact, wanted, owner=_me, client=me(), canary=canary,
+        probe=ProbeRequest(**{"seconds": 0.2, **(probe or {})}), promote=promote,
     )  # fmt: skip
-    say("deploying", id=record.id, port=record.port, url=record.url)
-    keeper.entrust(context, record)
-    keeper.wait_ready(context, record.id, timeout=120)
-    keeper.CLIENT.let_go(record.id)
-    say("deployed", id=record.id)
-    return record
+    found = rollouts.begin(context, ask)
+    endpoint, rollout = context.endpoint(found.rollout.endpoint), found.rollout
+    say("deploying", id=endpoint.id, rollout=rollout.id, version=rollout.version, port=endpoint.port, url=endpoint.url)
+    rollouts.wait_rolled(context, rollout, on_step=lambda seen: say("step", steps=len(seen.steps)))
+    say("deployed", id=endpoint.id, rollout=rollout.id, version=rollout.version)
+    return context.endpoint(endpoint.id)
 
 
 def die() -> None:

@@ -11,19 +11,11 @@ from hypothesis import strategies as st
 from mlinfra_prefect.model.accelerator import KNOWN, MAX_COUNT, Accelerator
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.card import Card
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord, Version, VersionState
 from mlinfra_prefect.model.environment import Caps, Environment
-from mlinfra_prefect.model.lease import (
-    Attempt,
-    AttemptState,
-    Client,
-    EndpointRecord,
-    JobNote,
-    Keeper,
-    LeaseRecord,
-    State,
-    Version,
-)
+from mlinfra_prefect.model.lease import Attempt, AttemptState, Client, JobNote, Keeper, LeaseRecord, State
 from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource
+from mlinfra_prefect.model.probe import ProbeRequest
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.receipt import Receipt, Search
 from mlinfra_prefect.model.record import Record
@@ -229,7 +221,25 @@ endpoints = st.builds(
     url=line,
     port=st.integers(1, 65_535),
     expires_at=maybe(moment),
-    versions=some(st.builds(Version, version=number, share=share, state=line, sha256=sha256, artifact=artifacts)),
+    versions=some(
+        st.builds(
+            Version, version=number, share=share, state=st.sampled_from(VersionState), sha256=sha256, artifact=artifacts
+        )
+    ),
+)
+probes = st.builds(ProbeRequest, seconds=st.floats(0, 86400), max_error_rate=st.floats(0, 1), samples=some(values))
+rollouts = st.builds(
+    RolloutRecord,
+    **kept,
+    endpoint=ids,
+    version=number,
+    serving=servings,
+    artifact=artifacts,
+    ports=some(st.integers(1, 65_535)),
+    shares=some(share),
+    probe=probes,
+    until=moment,
+    due=maybe(moment),
 )
 cards = st.builds(
     Card,
@@ -254,6 +264,8 @@ BY_MODEL: dict[type[Record], st.SearchStrategy[Any]] = {
     Plan: plans,
     LeaseRecord: leases,
     EndpointRecord: endpoints,
+    RolloutRecord: rollouts,
+    ProbeRequest: probes,
     ModelArtifact: artifacts,
     Receipt: receipts,
     Card: cards,

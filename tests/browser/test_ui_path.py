@@ -1,0 +1,118 @@
+"""What a person does in Prefect's UI (form, run, approval, artifacts): a real server, a real worker, a real browser."""
+
+from __future__ import annotations
+
+import inspect
+import time
+
+import pytest
+
+from mlinfra_prefect.flows.model_lifecycle import model_lifecycle
+
+pytestmark = pytest.mark.slow
+RUN_SECONDS = 120.0
+
+
+def test_the_form_has_a_described_field_for_each_parameter(place, form) -> None:
+    """Flat scalar parameters render: each is a field with its default in it and a sentence under its name."""
+    form.shot("form")
+    described = place.deployment("model-lifecycle/on-demand")["parameter_openapi_schema"]["properties"]
+    parameters = inspect.signature(model_lifecycle.fn).parameters
+    assert set(parameters) == set(described)
+    for name, parameter in parameters.items():
+        field = form.field(name)
+        if isinstance(parameter.default, bool):
+            assert field.is_checked() is parameter.default
+        else:
+            assert field.input_value() == str(parameter.default)
+        form.shows(described[name]["description"])
+
+
+def test_text_where_a_number_belongs_is_refused(place, form) -> None:
+    """The field takes whole numbers only; past it, the server names the field and what it got. No run is made."""
+    deployment = place.deployment("model-lifecycle/on-demand")["id"]
+    before = place.runs(deployment)
+    epochs = form.field("epochs")
+    epochs.click()
+    epochs.press("ControlOrMeta+a")
+    epochs.press_sequentially("many")
+    assert not epochs.input_value()
+    for wrong in ("2.5", "0"):
+        form.fill(epochs=wrong)
+        form.submit()
+        # The browser's own bubble, which no page can read; this is what it says.
+        assert epochs.evaluate("field => field.validationMessage")
+    form.shot("none")
+    form.fill_json("epochs", '"many"')
+    form.submit()
+    form.shows("'many' is not of type 'integer'")
+    form.shot("text")
+    refused = place.api.post(f"/deployments/{deployment}/create_flow_run", json={"parameters": {"epochs": "many"}})
+    assert refused.is_client_error
+    assert "'epochs'" in refused.text
+    assert place.runs(deployment) == before
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "says"),
+    [
+        ("NOPE", "'NOPE' is not a known accelerator"),
+        # No machine has as many of these: two at most, in one kind of AWS instance.
+        ("T4G:8", "T4G:8"),
+    ],
+)
+def test_an_accelerator_that_is_not_to_be_had_ends_in_one_clear_error(place, form, accelerator, says) -> None:
+    """The run fails before anything is created, and its state's message says why in one sentence."""
+    before = len(place.records())
+    form.fill(accelerator=accelerator)
+    form.submit()
+    run_id = form.submitted()
+    form.shows_state("Failed", seconds=RUN_SECONDS)
+    form.shot("failed")
+    form.tab("Details")
+    form.shows(says)
+    form.shot("details")
+    message = place.run(run_id)["state"]["message"]
+    assert says in message
+    assert "\n" not in message
+    assert len(place.records()) == before
+
+
+def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
+    """Fill the form, submit, read the plan, approve it; logs and artifacts appear, and all is given back at the end."""
+    before = len(place.records())
+    form.fill(accelerator="cpu", epochs="3", max_minutes="5")
+    form.field("approve").click()
+    form.shot("1-form")
+    clicked = form.submit()
+    run_id = form.submitted()
+    form.shows_state("Paused", seconds=RUN_SECONDS)
+    form.shot("2-paused")
+    # Reviewed before anything exists.
+    assert len(place.records()) == before
+    dialog = form.ask_to_resume()
+    dialog.get_by_text("1 resource(s) from local-node").wait_for()
+    form.shot("3-plan")
+    form.choose(dialog, "approve")
+    form.shot("4-approve")
+    dialog.get_by_role("button", name="Resume").click()
+    form.shows_log("evaluated: accuracy=", seconds=RUN_SECONDS)
+    form.shot("5-logs")
+    form.shows_state("Completed", seconds=RUN_SECONDS)
+    form.shot("6-completed")
+
+    began = place.over(run_id, seconds=10)["start_time"]
+    print(f"form to run started: {_seconds(began) - clicked:.1f} s")
+    found = form.artifacts()
+    form.shot("7-artifacts")
+    for number, (key, address) in enumerate(found.items()):
+        form.open_artifact(address)
+        time.sleep(1)
+        form.shot(f"8-artifact-{number}-{key}")
+    assert [record["state"] for record in place.records()[before:]] == ["released", "released"]
+
+
+def _seconds(moment: str) -> float:
+    from datetime import datetime
+
+    return datetime.fromisoformat(moment).timestamp()
