@@ -19,6 +19,8 @@ from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.flows.digits import DATASET, score_digits, split, train_digits
 from mlinfra_prefect.integration.approval import approve_plan, not_approved
 from mlinfra_prefect.integration.gate import gate, gate_refused
+from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.requesting import find_environment
 from mlinfra_prefect.model.record import parsed
 from mlinfra_prefect.model.request import MAX_MINUTES, ServingRequest, TrainingRequest
 
@@ -68,7 +70,7 @@ def model_lifecycle(
         accelerator: What the node has, such as cpu or L4:1.
         environment: Whose caps hold: dev, staging, prod.
         max_minutes: The hard limit of the lease.
-        dataset: Path of a .npz file with images (n by 64) and labels (n). Empty: the digits that scikit-learn ships.
+        dataset: A .npz file (path or file:// URI) with images (n by 64) and labels (n). Empty: what scikit-learn ships.
         epochs: Rounds of the optimiser.
         regularisation: The inverse of the penalty's strength.
         accuracy_floor: Below it the model is not deployed.
@@ -88,6 +90,8 @@ def model_lifecycle(
     request = parsed(
         TrainingRequest, {"accelerator": accelerator, "environment": environment, "max_minutes": max_minutes}
     )
+    find_environment(context(), environment)
+    context().config.environment(environment)
     served_before = current(checked_name(endpoint, environment), environment=environment)
     inputs = checked_inputs(dataset)
     if served_before is not None and served_before.format != FORMAT:
@@ -120,7 +124,7 @@ def model_lifecycle(
         steps if served_before is not None else None, keep_minutes or (None if kept else max_minutes)
     ))  # fmt: skip
     try:
-        answers, right = ask(served, dataset)
+        answers, right = ask(served, inputs.get(DATASET))
     except BaseException:
         if not kept:
             release(served)
@@ -185,9 +189,10 @@ def checked_inputs(dataset: str) -> dict[str, str]:
     """
     if not dataset:
         return {}
-    if "\0" in dataset or not Path(dataset).is_file():
+    path = Path(dataset.removeprefix("file://"))
+    if "\0" in dataset or not path.is_file():
         raise InvalidInput("dataset", f"{dataset!r} is not a file", "Give the path of a .npz file, or nothing.")
-    return {DATASET: str(Path(dataset).absolute())}
+    return {DATASET: str(path.absolute())}
 
 
 def serving_options(canary: list[int] | None, expires_minutes: int | None) -> dict[str, Any]:
@@ -196,7 +201,7 @@ def serving_options(canary: list[int] | None, expires_minutes: int | None) -> di
     return {name: value for name, value in options.items() if value is not None}
 
 
-def ask(served: Endpoint, dataset: str) -> tuple[int, int]:
+def ask(served: Endpoint, dataset: str | None) -> tuple[int, int]:
     """Ask an endpoint for every held-out image; returns how many were asked, and how many answers are right."""
     _, images, _, labels = split(Path(dataset) if dataset else None)
     answers = served.predict(images)

@@ -37,6 +37,7 @@ from mlinfra_prefect.integration.infra import Infra
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.integration.settings import settings
 from mlinfra_prefect.keeper import client as keeper
+from mlinfra_prefect.lifecycle.markdown import plan_markdown
 from mlinfra_prefect.model.names import digest
 from mlinfra_prefect.model.offer import Plan
 from mlinfra_prefect.model.request import MAX_MINUTES
@@ -202,7 +203,7 @@ class _Waiting:
 
 
 def _described(plan: Plan, minutes: float) -> str:
-    return f"**{plan.summary}**\n\nNothing exists yet. Without an answer within {minutes:g} minutes nothing will."
+    return f"{plan_markdown(plan)}\n\nWithout an answer within {minutes:g} minutes nothing will exist."
 
 
 def _sentence(what: str, note: str) -> str:

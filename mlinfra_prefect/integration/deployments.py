@@ -116,8 +116,11 @@ def shipped(*, heartbeat_seconds: int | None = None, automation: bool = True) ->
             "model-lifecycle", "on-dataset", LIFECYCLE,
             "Retrain when the data changed or drifts, and roll the better model out. One after the other.",
             parameters=retrained, limit=1, triggers=(
-                _on(DATASET_UPDATED, "the data set {{ event.resource.id }} was updated"),
-                _on(DRIFT_DETECTED, "{{ event.resource.id }} drifts"),
+                _on(DATASET_UPDATED, dataset="{{ (event.payload.uri or '') | string }}",
+                    reason="{{ event.resource.id }} was updated"),
+                _on(DRIFT_DETECTED, endpoint="{{ (event.payload.endpoint or 'digits') | string }}",
+                    environment="{{ (event.payload.environment or 'dev') | string }}",
+                    reason="{{ event.resource.id }} drifts"),
             ),
         ),
         Shipped(
@@ -133,18 +136,14 @@ def shipped(*, heartbeat_seconds: int | None = None, automation: bool = True) ->
     )  # fmt: skip
 
 
-def _on(event: str, reason: str) -> DeploymentTriggerTypes:
+def _on(event: str, **parameters: str) -> DeploymentTriggerTypes:
     # What a payload does not say becomes each parameter's own default. The parentheses matter: Prefect appends
     # `| tojson` to a template of one expression, and a filter binds tighter than `or`.
     return DeploymentEventTrigger(
         name=f"{PREFIX}retrain on {event}",
-        description=f"Payload: uri (path of the data) and endpoint, both optional. Starts model-lifecycle on {event}.",
+        description=f"Starts model-lifecycle on {event}, whose payload is in the docs of events.",
         expect={event},
-        parameters={
-            "dataset": "{{ (event.payload.uri or '') | string }}",
-            "endpoint": "{{ (event.payload.endpoint or 'digits') | string }}",
-            "reason": reason,
-        },
+        parameters=parameters,
     )
 
 

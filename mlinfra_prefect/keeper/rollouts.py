@@ -319,7 +319,7 @@ def repair(context: Context, *, timeout: float = REPAIR_SECONDS) -> dict[str, st
         try:
             after = keeper.wait_ready(context, record_id, timeout=timeout)
             up = after.attempt is not None and context.platform(after.platform).is_up(after, after.attempt)
-            found[record_id] = "brought back" if up else f"still down: {after.reason}"
+            found[record_id] = "brought back" if up and not after.reason else f"still down: {after.reason}"
             follow(context, context.endpoint(endpoint.id))
         except MlinfraError as error:
             found[record_id] = f"not brought back: {error.message}"

@@ -80,7 +80,8 @@ def still_wanted(context: Context, record: KeptRecord) -> Callable[[], bool]:
             next_look = time.monotonic() + WANTED_SECONDS
             seen = context.ledger.read(record.id)
             now = seen.record if seen is not None else None
-            answer = now is not None and now.live and (keeps or why_gone(now) is None)
+            needs = now is not None and not keeps and not stands_by_itself(context, now)
+            answer = now is not None and now.live and not (needs and why_gone(now) is not None)
         return answer
 
     return wanted

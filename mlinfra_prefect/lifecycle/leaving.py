@@ -56,6 +56,14 @@ def close_empty(context: Context, rollout: RolloutRecord) -> None:
         return
 
 
+def leave_whole(context: Context, record: RolloutRecord | EndpointRecord) -> list[str]:
+    """See that an endpoint goes with its versions, and with its last one. Returns what is left, in words."""
+    if isinstance(record, EndpointRecord):
+        return release_versions(context, record)
+    close_empty(context, record)
+    return []
+
+
 def release_versions(context: Context, endpoint: EndpointRecord) -> list[str]:
     """Begin the release of every rollout of an endpoint and wait for it. Bounded; returns what is left, in words."""
     waiting: list[str] = []

@@ -25,7 +25,8 @@ MOST_NODES = 12
 LONGEST_LABEL = 48
 LONGEST_CELL = 300
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
-_MEANS_SOMETHING = re.compile(r"[&<>|`*_\[\]\\~!#$()]")
+_MEANS_SOMETHING = re.compile(r"[&<>|`*_\[\]\\~!#$()]|(?<=http):|(?<=https):|(?<=www)\.", re.IGNORECASE)
+_TOGETHER = "\N{NO-BREAK SPACE}"
 _NOT_FOR_LABELS = re.compile(r"[^\w .,:/()+=%@'-]")
 _URL_SAFE = ":/?@&=+,;%~._-"
 
@@ -34,7 +35,8 @@ def escaped(text: object, longest: int = LONGEST_CELL) -> str:
     """Return other people's text as it can stand in a cell or a sentence: one line, and nothing in it is markup."""
     line = _CONTROL.sub(" ", str(text)).strip()
     line = line if len(line) <= longest else f"{line[: longest - 1]}…"
-    return _MEANS_SOMETHING.sub(lambda found: f"&#{ord(found[0])};", line)
+    # Backslashes, not entities: Prefect's older UI shows entities as they are.
+    return _MEANS_SOMETHING.sub(r"\\\g<0>", line)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -67,7 +69,7 @@ def plan_markdown(plan: Plan) -> str:
         f"* made by {escaped(plan.engine)} from {escaped(plan.stack)}",
         f"* code that travels: {code}", "",
         "### What will exist", "",
-        table(("address", "type", "action"), [(each.address, each.type, each.action) for each in plan.resources]), "",
+        table(("address", "action"), [(each.address, each.action) for each in plan.resources]), "",
         "### Offers, in the order in which they are tried", "",
         table(("", "type", "region", "zones", "market", "USD/h", "GPUs", "why not"), _ladder(plan)), "",
         "### The way of it", "",
@@ -83,6 +85,7 @@ def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
         else "**NOT CLEAN**: something may be left; see the looks and the resources below."
     )  # fmt: skip
     gone = set(receipt.destroyed)
+    ended = any(look.ended for look in receipt.searches)
     return "\n".join((
         f"## Receipt of {receipt.kind} {escaped(name or receipt.id)}", "",
         verdict, "",
@@ -101,8 +104,9 @@ def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
         "### Resources", "",
         table(("resource", "state"), [(each, "destroyed" if each in gone else "LEFT") for each in receipt.created]), "",
         "### Looks for what is left", "",
-        table(("when (UTC)", "what was searched for", "where", "found", "ended by the look"), [
-            (f"{look.at:%H:%M:%S}", look.what, look.where, ", ".join(look.found) or "nothing", ", ".join(look.ended))
+        table(("when (UTC)", "what was searched for", "where", "found", *(("ended by it",) if ended else ())), [
+            (f"{look.at:%H:%M:%S}", look.what, look.where, ", ".join(look.found) or "nothing",
+             *((", ".join(look.ended),) if ended else ()))
             for look in receipt.searches
         ]), "",
     ))  # fmt: skip
@@ -112,24 +116,27 @@ def endpoint_markdown(record: EndpointRecord) -> str:
     """The link to the stable address, and every version with its share of the requests."""
     expires = f"until {record.expires_at:%Y-%m-%d %H:%M} UTC" if record.expires_at else "until it is released"
     rows = [
-        (each.version, each.state, f"{each.share} %", each.artifact.name, each.artifact.id, each.sha256[:12],
+        (each.version, each.state, f"{each.share}{_TOGETHER}%", shortened(each.artifact.name, LONGEST_LABEL),
          _metrics(each.artifact.metrics), each.reason)
         for each in reversed(record.versions)
     ]  # fmt: skip
+    made_of = [(each.version, each.artifact.id, each.sha256[:12]) for each in reversed(record.versions)]
     return "\n".join((
         f"## {_link(record.name, record.url)}", "",
         (f"Environment {escaped(record.environment)}, on {escaped(record.platform)}, {escaped(record.state)}, "
          f"serves {expires}."), "",
-        table(("version", "state", "share", "model", "artifact", "sha256", "metrics", "why"), rows), "",
+        table(("version", "state", "share", "model", "metrics", "why"), rows), "",
+        table(("version", "artifact", "sha256"), made_of), "",
     ))  # fmt: skip
 
 
 def timeline_markdown(spans: Sequence[Span], *, title: str, names: Mapping[str, str] | None = None) -> str:
     """The timeline as a picture, and the same as a table for who does not see pictures."""
     rows = [
-        (label(span, names or {}), f"{span.began:%H:%M:%S}", f"{span.ended:%H:%M:%S}", duration(span.seconds))
+        (shortened(label(span, names or {}), LONGEST_LABEL), f"{span.began:%H:%M:%S}", f"{span.ended:%H:%M:%S}",
+         duration(span.seconds).replace(" ", _TOGETHER))
         for span in spans
-    ]
+    ]  # fmt: skip
     picture = data_uri(timeline_svg(spans, title=title, names=names))
     return "\n".join((
         f"![{escaped(title)}]({picture})", "",
@@ -140,14 +147,15 @@ def timeline_markdown(spans: Sequence[Span], *, title: str, names: Mapping[str, 
 def verdict_markdown(verdict: Verdict, *, subject: str = "") -> str:
     """Whether it passed, why, and every check with the numbers that it compared."""
     about = f" of {escaped(subject)}" if subject else ""
+    said = "passed" if verdict.ok else {"gate": "refused", "probe": "failed"}[verdict.kind]
     rows = [
         ("passed" if each.ok else "FAILED", each.name, _number(each.candidate), _number(each.current),
          _number(each.threshold), each.detail)
         for each in verdict.checks
     ]  # fmt: skip
     return "\n".join((
-        f"## {verdict.kind.capitalize()}{about}: {'passed' if verdict.ok else 'NOT PASSED'}", "",
-        escaped(verdict.reason), "",
+        f"## {verdict.kind.capitalize()}{about}: {said}", "",
+        f"Because: {escaped(verdict.reason)}", "",
         table(("", "check", "candidate", "current", "threshold", "detail"), rows), "",
     ))  # fmt: skip
 
@@ -156,7 +164,7 @@ def rollout_markdown(record: RolloutRecord, *, endpoint: str) -> str:
     """Every share that a candidate was given, what it did meanwhile, and what was decided."""
     said = {None: "being watched", True: "passed", False: "FAILED"}
     rows = [
-        (f"{step.share} %", f"{step.began_at:%H:%M:%S}", said[step.ok], step.requests, step.errors,
+        (f"{step.share}{_TOGETHER}%", f"{step.began_at:%H:%M:%S}", said[step.ok], step.requests, step.errors,
          "" if step.p95_ms is None else f"{step.p95_ms:.1f}", _number(step.agreement), step.reason)
         for step in record.steps
     ]  # fmt: skip

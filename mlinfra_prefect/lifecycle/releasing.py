@@ -16,10 +16,10 @@ from mlinfra_prefect.errors import LeaseLost, MlinfraError, NotYetDestroyed, Ter
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.collecting import collect_all
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
-from mlinfra_prefect.lifecycle.leaving import close_empty, release_versions, withdraw
+from mlinfra_prefect.lifecycle.leaving import leave_whole, withdraw
 from mlinfra_prefect.lifecycle.marking import attempt_of, current, mark, mark_attempt
 from mlinfra_prefect.lifecycle.receipts import write_receipt
-from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Search
@@ -56,10 +56,8 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
     if isinstance(record, RolloutRecord):
         withdraw(context, record)
     record = _each(context, record, left, _stop_meter, problems)
-    if isinstance(record, RolloutRecord):
-        close_empty(context, record)
-    elif isinstance(record, EndpointRecord):
-        problems += release_versions(context, record)
+    if not isinstance(record, LeaseRecord):
+        problems += leave_whole(context, record)
     if left and isinstance(record, LeaseRecord) and record.jobs:
         _note(context, record, left[-1], "collect", time.time() + COLLECT_SECONDS)
         collect_all(context, record)

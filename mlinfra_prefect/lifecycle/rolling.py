@@ -172,8 +172,7 @@ def _judged(
 
 def _wait(context: Context, rollout: RolloutRecord, until: datetime) -> KeptRecord:
     """Wait for a moment here when it is near, and leave it to the keeper's clock when it is not."""
-    if until > rollout.until:
-        until = rollout.until
+    until = min(until, rollout.until)
     seconds = (until - context.ledger.now()).total_seconds()
     if seconds > WAIT_SECONDS or time.monotonic() - context.born > OPERATION_SECONDS:
         return _due(context, rollout, until)

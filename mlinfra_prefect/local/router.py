@@ -51,7 +51,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -67,6 +67,7 @@ CONNECT_SECONDS = 5.0  # only a full backlog makes a connection on loopback wait
 DRAIN_SECONDS = 1.8  # for requests in progress after SIGTERM; the rest of the promised 2 s is for the interpreter
 QUIET_SECONDS = 0.2  # how long at least clients are told, by their answers, that their connection will be closed
 IDLE_SECONDS = 120.0  # after which a client's connection that asks nothing, or half a question, is closed
+SWEEP_SECONDS = 0.25  # between two looks at what is silent: no timer per request
 LINGER_SECONDS = 2.0  # for a refused client to finish sending, or a reset would overtake the refusal
 MOST_TRIES = 3
 MOST_HEAD = 64 << 10  # bytes of a start line with its headers
@@ -122,7 +123,7 @@ def parse_routes(content: bytes, name: str) -> Table:
         raise ValueError(f"name is {told.get('name')!r}, and this is the router of {name!r}")
     listed = told.get("versions")
     if not isinstance(listed, list):
-        raise ValueError("versions must be a list")
+        raise ValueError("versions must be a list")  # noqa: TRY004 (a file's content, like all that follows)
     versions = tuple(_parse_version(entry) for entry in listed)
     numbers = [each.version for each in versions]
     if len(set(numbers)) != len(numbers):
@@ -135,7 +136,7 @@ def parse_routes(content: bytes, name: str) -> Table:
 
 def _parse_version(entry: Any) -> Version:
     if not isinstance(entry, dict):
-        raise ValueError(f"versions has an entry that is no object: {entry!r}")
+        raise ValueError(f"versions has an entry that is no object: {entry!r}")  # noqa: TRY004
     version, share, urls = _count(entry, "version"), _count(entry, "share"), entry.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) and _URL.fullmatch(url) for url in urls):
         raise ValueError(f"urls must be a list of http://127.0.0.1:PORT, in {entry!r}")
@@ -275,11 +276,13 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n\0]*)?")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[^\r\n\0]*\r\n)*")
 _DIGITS = re.compile(rb"\d{1,15}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[^\r\n\0]*)?")
-_OF_ONE_HOP = frozenset((
-    b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"proxy-connection", b"te",
-    b"trailer", b"transfer-encoding", b"upgrade",
-))  # fmt: skip
-_READ = frozenset((b"content-length", b"expect", b"host", b"mlinfra-version"))
+_OF_ONE_HOP = rb"connection|keep-alive|proxy-authenticate|proxy-authorization|proxy-connection|te|trailer|transfer-encoding|upgrade"
+_FOR_US = rb"content-length|expect|host|mlinfra-version"
+_TOLD = re.compile(
+    rb"^(" + _OF_ONE_HOP + rb"|" + _FOR_US + rb"):[ \t]*([^\r]*?)[ \t]*\r\n", re.IGNORECASE | re.MULTILINE
+)
+_STAY = frozenset(_OF_ONE_HOP.split(b"|"))
+_TRAVEL = frozenset(_FOR_US.split(b"|"))
 _REASONS = {
     200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
     417: "Expectation Failed", 431: "Request Header Fields Too Large", 501: "Not Implemented",
@@ -295,7 +298,7 @@ class Malformed(ValueError):
         self.status = status
 
 
-def parse_fields(block: bytes) -> tuple[list[bytes], dict[bytes, bytes]]:
+def parse_fields(block: bytes) -> tuple[bytes, dict[bytes, bytes]]:
     """Return the header lines that travel on, as they are, and the values that this hop has to know. Pure.
 
     Whatever could be read in two ways (a bare line feed, a folded line, two lengths) is refused rather than guessed:
@@ -303,25 +306,26 @@ def parse_fields(block: bytes) -> tuple[list[bytes], dict[bytes, bytes]]:
     """
     if not _FIELDS.fullmatch(block):
         raise Malformed("A header line is malformed.")
-    kept: list[bytes] = []
     told: dict[bytes, bytes] = {}
-    for line in block.split(b"\r\n")[:-1]:
-        name, _, value = line.partition(b":")
-        name = name.lower()
-        if name in _OF_ONE_HOP or name in _READ:
-            value = value.strip(b" \t")
-            if name in told:
-                if name in _READ:
-                    raise Malformed(f"The header {name.decode()} is there twice.")
-                value = told[name] + b"," + value
-            told[name] = value
-            if name in _OF_ONE_HOP:
-                continue
-        kept.append(line)
-    named = {token.strip(b" \t").lower() for token in told.get(b"connection", b"").split(b",")} - _READ
-    if named - {b"", b"close", b"keep-alive"}:
-        kept = [line for line in kept if line.partition(b":")[0].lower() not in named]
-    return kept, told
+    stay = set()
+    for name, value in _TOLD.findall(block):
+        key = name.lower()
+        if key in _STAY:
+            stay.add(key)
+            told[key] = told[key] + b"," + value if key in told else value
+        elif key in told:
+            raise Malformed(f"The header {name.decode()} is there twice.")
+        else:
+            told[key] = value
+    if b"connection" in stay:
+        stay |= {token.strip(b" \t").lower() for token in told[b"connection"].split(b",")} - _TRAVEL
+    return without(block, stay) if stay else block, told
+
+
+def without(block: bytes, names: Collection[bytes]) -> bytes:
+    """Return header lines without those of some names. Pure."""
+    lines = block.split(b"\r\n")
+    return b"\r\n".join(line for line in lines if line.partition(b":")[0].lower() not in names or not line)
 
 
 def _closes(minor: bytes, told: dict[bytes, bytes]) -> bool:
@@ -349,7 +353,7 @@ class Asked:
 
     method: bytes
     target: bytes
-    lines: list[bytes]
+    fields: bytes
     version: bytes | None
     length: int
     chunked: bool
@@ -359,8 +363,8 @@ class Asked:
 
     def message(self, body: bytes) -> tuple[bytes, ...]:
         """The request as the server gets it: in one piece, so that it arrives as one, where it is small."""
-        end = [b"Content-Length: %d" % len(body), b"", b""] if self.chunked else [b"", b""]
-        head = b"\r\n".join([b"%b %b HTTP/1.1" % (self.method, self.target), *self.lines, *end])
+        end = b"Content-Length: %d\r\n\r\n" % len(body) if self.chunked else b"\r\n"
+        head = b"%b %b HTTP/1.1\r\n%b%b" % (self.method, self.target, self.fields, end)
         return (head + body,) if len(body) < MOST_HEAD else (head, body)
 
 
@@ -377,12 +381,12 @@ def parse_request(block: bytes) -> Asked:
     if b"host" not in told:
         if minor == b"1":
             raise Malformed("The header Host is missing.")
-        kept.insert(0, b"Host: localhost")
+        kept = b"Host: localhost\r\n" + kept
     expects = told.get(b"expect")
     if expects is not None:
         if expects.lower() != b"100-continue":
             raise Malformed("The only expectation known here is 100-continue.", 417)
-        kept = [each for each in kept if each.partition(b":")[0].lower() != b"expect"]
+        kept = without(kept, (b"expect",))
     length, chunked = _length(told)
     if chunked and minor == b"0":
         raise Malformed("HTTP/1.0 knows no chunks.")
@@ -401,7 +405,7 @@ class Answered:
 
     status: int
     line: bytes
-    lines: list[bytes]
+    fields: bytes
     length: int | None
     chunked: bool
     closes: bool
@@ -415,7 +419,7 @@ def parse_answer(block: bytes, method: bytes) -> Answered:
         raise Malformed("it answers something else than HTTP/1.1")
     kept, told = parse_fields(rest)
     if b"mlinfra-version" in told:
-        kept = [each for each in kept if each.partition(b":")[0].lower() != b"mlinfra-version"]
+        kept = without(kept, (b"mlinfra-version",))
     length, chunked = _length(told)
     status = int(found[2])
     if method == b"HEAD" or status in {204, 304}:
@@ -580,7 +584,7 @@ class Exchange:
 
     __slots__ = (
         "_again", "_began", "_connecting", "_fresh", "_heard", "_held", "_message", "_passing", "_rechunks", "_status",
-        "_tally", "_timer", "_tried", "_upstream", "_url", "_version", "asked", "client", "router", "wanted",
+        "_tally", "_tried", "_upstream", "_url", "_version", "asked", "client", "router", "wanted",
     )  # fmt: skip
 
     def __init__(self, router: Router, client: Client, asked: Asked, body: bytes) -> None:
@@ -591,7 +595,6 @@ class Exchange:
         self._tally: Tally | None = None  # of the try in progress
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._again: asyncio.TimerHandle | None = None
         self._fresh = False  # whether connections that lay idle are to be avoided
         self._passing = False  # whether the client has got anything of an answer
@@ -624,7 +627,6 @@ class Exchange:
         self._tally = self.router.tally(version.version)
         self._tally.in_flight += 1
         self._began = self._heard = self.router.loop.time()
-        self._timer = self.router.loop.call_later(self.router.timeout, self._late)
         self._send()
 
     def _send(self) -> None:
@@ -671,14 +673,14 @@ class Exchange:
 
     def _head(self, head: Answered) -> bytes:
         client, asked = self.client, self.asked
-        lines = [head.line, *head.lines, b"Mlinfra-Version: %d" % self._version.version]
+        ours = b"Mlinfra-Version: %d\r\n" % self._version.version
         self._rechunks = head.length is None and not asked.old  # for HTTP/1.0 the connection's end is the answer's
         if self._rechunks:
-            lines.append(b"Transfer-Encoding: chunked")
+            ours += b"Transfer-Encoding: chunked\r\n"
         client.closes |= self.router.draining
         if client.closes:
-            lines.append(b"Connection: close")
-        return b"\r\n".join([*lines, b"", b""])
+            ours += b"Connection: close\r\n"
+        return b"%b\r\n%b%b\r\n" % (head.line, head.fields, ours)
 
     def broken(self, reason: str) -> None:
         """The connection ended before the answer did."""
@@ -690,10 +692,9 @@ class Exchange:
             self._fresh, self._held = True, b""
             self._send()
 
-    def _late(self) -> None:
-        silent = self.router.loop.time() - self._heard
-        if silent < self.router.timeout:
-            self._timer = self.router.loop.call_later(self.router.timeout - silent, self._late)
+    def look(self, now: float) -> None:
+        """Give up the try in progress where nothing was heard for too long."""
+        if self._tally is None or now - self._heard < self.router.timeout:
             return
         self._drop()
         if self.client.paused:  # it is the client that does not go on
@@ -768,9 +769,7 @@ class Exchange:
         """End the try that is in progress."""
         tally, self._tally, self._upstream, self._held = self._tally, None, None, b""
         assert tally is not None
-        assert self._timer is not None
         tally.in_flight -= 1
-        self._timer.cancel()
         return tally
 
 
@@ -843,11 +842,12 @@ class Client(asyncio.Protocol):
             if self._body is None:
                 return
             content, self._ahead = self._body.feed(data)
-            self._size += len(content)
-            if self._size > MOST_BODY:
-                raise Malformed(f"The request has more than the {MOST_BODY} bytes that are taken.", 413)
         except Malformed as error:
             self._refuse(error)
+            return
+        self._size += len(content)
+        if self._size > MOST_BODY:  # in chunks; an announced length was looked at with the head
+            self._refuse(Malformed(f"The request has more than the {MOST_BODY} bytes that are taken.", 413))
             return
         if content:
             self._parts.append(content)
@@ -997,10 +997,12 @@ class Router:
             kept.remove(upstream)
 
     def sweep(self) -> None:
-        """Close the connections of clients that ask nothing."""
-        self._swept = self.loop.time()
-        for client in [each for each in self.clients if each.exchange is None]:
-            if self._swept - client.since > IDLE_SECONDS:
+        """Give up tries that hear nothing, and close the connections of clients that ask nothing."""
+        self._swept = now = self.loop.time()
+        for client in tuple(self.clients):
+            if client.exchange is not None:
+                client.exchange.look(now)
+            elif now - client.since > IDLE_SECONDS:
                 client.transport.abort()
 
     # -- routes
@@ -1010,7 +1012,7 @@ class Router:
         try:
             self._follow()
         finally:
-            if self.loop.time() - self._swept > IDLE_SECONDS / 10:
+            if self.loop.time() - self._swept > SWEEP_SECONDS:
                 self.sweep()
             self.loop.call_later(LOOK_SECONDS, self.look)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SHOWN_MS = 30_000
 """How long anything may take to be on the screen, on a busy machine."""
 REFUSED = "Error creating flow run"
-OVER = frozenset({"Completed", "Failed", "Crashed", "Cancelled", "GateRefused"})
+OVER = frozenset({"Completed", "Failed", "Crashed", "Cancelled", "GateRefused", "NotApproved"})
 KNOWN_OUTSIDE = frozenset({"sr-client-cfg.amplitude.com"})
 
 

@@ -84,7 +84,7 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     form.fill(accelerator="cpu", epochs="3", max_minutes="5")
     form.field("approve").click()
     form.shot("1-form")
-    clicked = form.submit()
+    form.submit()
     run_id = form.submitted()
     form.shows_state("Paused", seconds=RUN_SECONDS)
     form.shot("2-paused")
@@ -101,8 +101,7 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     form.shows_state("Completed", seconds=RUN_SECONDS)
     form.shot("6-completed")
 
-    began = place.over(run_id, seconds=10)["start_time"]
-    print(f"form to run started: {_seconds(began) - clicked:.1f} s")
+    place.over(run_id, seconds=10)
     found = form.artifacts()
     form.shot("7-artifacts")
     for number, (key, address) in enumerate(found.items()):
@@ -112,7 +111,19 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     assert [record["state"] for record in place.records()[before:]] == ["released", "released"]
 
 
-def _seconds(moment: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(moment).timestamp()
+def test_a_rejected_plan_creates_nothing(place, form) -> None:
+    """Resuming a run asks for a decision; *reject* ends it well, with the note as its reason and nothing created."""
+    before = len(place.records())
+    form.field("approve").click()
+    form.submit()
+    run_id = form.submitted()
+    form.shows_state("Paused", seconds=RUN_SECONDS)
+    dialog = form.ask_to_resume()
+    form.choose(dialog, "reject")
+    dialog.get_by_label("Note (Optional)").fill("not before Monday")
+    form.shot("reject")
+    dialog.get_by_role("button", name="Resume").click()
+    form.shows_state("NotApproved", seconds=RUN_SECONDS)
+    form.shot("rejected")
+    assert "not before Monday" in place.over(run_id, seconds=10)["state"]["message"]
+    assert len(place.records()) == before

@@ -106,7 +106,7 @@ def test_each_artifact_is_there_under_its_key() -> None:
     keys = ("plan-training", "receipt-training", "endpoint-dev-churn", "timeline-training", "gate-churn-model",
             "rollout-dev-churn")  # fmt: skip
     begins = ("## Plan for training", "## Receipt of lease", "## [churn](", "![lease training, endpoint churn](data:",
-              "## Gate of Churn model&#33;: passed", "## Rollout of churn, version 2")  # fmt: skip
+              "## Gate of Churn model\\!: passed", "## Rollout of churn, version 2")  # fmt: skip
     for artifact_id, key, begin in zip(made, keys, begins, strict=True):
         (found,) = [each for each in stored(f"mlinfra-{key}") if each.id == artifact_id]
         assert (found.type, found.flow_run_id, found.task_run_id) == ("markdown", run_id, None)

@@ -5,64 +5,16 @@ And whatever happens to it, the endpoint never stops answering: a client asks it
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from keeper_harness import House
-
-ROW = [5.1, 3.5, 1.4, 0.2]
-
-
-class Asker:
-    """Clients that ask an endpoint without a pause, and count what was not answered."""
-
-    def __init__(self, url: str, name: str = "digits", threads: int = 2) -> None:
-        self.url = f"{url}/v2/models/{name}/infer"
-        self.asked, self.failed, self.versions = 0, [], {}
-        self._over = threading.Event()
-        self._lock = threading.Lock()
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
-
-    def _ask(self) -> None:
-        tensor = {"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [ROW]}
-        body = json.dumps({"id": "1", "inputs": [tensor]}).encode()
-        while not self._over.is_set():
-            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
-            problem, version = None, None
-            try:
-                with urllib.request.urlopen(request, timeout=20) as answer:
-                    version = answer.headers["Mlinfra-Version"]
-                    assert json.load(answer)["outputs"]
-            except (OSError, AssertionError) as error:
-                problem = f"{error}: {error.read()[:200]!r}" if isinstance(error, urllib.error.HTTPError) else str(error)
-            with self._lock:
-                self.asked += 1
-                self.versions[version] = self.versions.get(version, 0) + 1
-                if problem is not None:
-                    self.failed.append(problem)
-            time.sleep(0.005)
-
-    def close(self) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(30)
-
-    def all_answered(self, at_least: int = 20) -> None:
-        """End, and judge."""
-        self.close()
-        assert not self.failed, (len(self.failed), self.asked, self.failed[:3])
-        assert self.asked >= at_least, self.asked
+from rollout_asker import ROW, Asker, give_back, served, standing, versions
 
 
 @pytest.fixture
@@ -76,25 +28,6 @@ def ask() -> Iterator[Any]:
     yield start
     for asker in made:
         asker.close()
-
-
-def versions(house: House, endpoint: str) -> dict[int, tuple[str, int]]:
-    return {each["version"]: (each["state"], each["share"]) for each in house.record(endpoint)["versions"]}
-
-
-def served(house: House, endpoint: str) -> dict[int, int]:
-    with urllib.request.urlopen(f"{house.record(endpoint)['url']}/mlinfra/state", timeout=5) as answer:
-        return {each["version"]: each["share"] for each in json.load(answer)["versions"] if each["share"]}
-
-
-def standing(house: House, source: Path, **options: Any) -> dict[str, Any]:
-    """Deploy version 1 in a client that ends; returns what it said of it."""
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
-    return house.runs(f"deploy(model({str(source)!r}){given})").hears("deployed")
-
-
-def give_back(house: House, endpoint: str) -> dict[str, Any]:
-    return house.runs(f"give_back(context.record({endpoint!r}))").hears("released")["receipt"]
 
 
 def test_a_second_model_takes_over_without_a_failed_request_and_the_first_is_retired(
@@ -292,7 +225,8 @@ def test_what_is_down_is_repaired_on_the_same_url(house: House, digits: Path) ->
     skipped = house.reap()["skipped"]
     assert {"endpoints --repair" in why for why in skipped.values()} == {True}
     assert set(skipped) == {first["id"], first["rollout"]}
-    house.runs("say('repaired', **rollouts.repair(context))")
+    repaired = house.runs("say('repaired', found=rollouts.repair(context))").hears("repaired")["found"]
+    assert repaired == {first["id"]: "brought back", first["rollout"]: "brought back"}, house.words()
     asker = Asker(house.record(first["id"])["url"])
     time.sleep(0.5)
     asker.all_answered(5)
