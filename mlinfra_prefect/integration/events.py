@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime, timedelta
 from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
@@ -22,16 +22,19 @@ from prefect.settings import get_current_settings
 
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.integration import runs
-from mlinfra_prefect.integration.news import News, of_endpoint, of_gate, of_job, of_lease, of_loss, of_rollout
+from mlinfra_prefect.integration.news import News, of_back, of_endpoint, of_gate, of_job, of_lease, of_loss, of_rollout
 from mlinfra_prefect.integration.settings import settings
 from mlinfra_prefect.model import event as payloads
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.event import PREFIX
 from mlinfra_prefect.model.lease import LeaseRecord
 from mlinfra_prefect.model.record import parsed
 from mlinfra_prefect.model.verdict import Verdict
 
+NEWS = timedelta(minutes=25)
+"""What is older is told no more. Prefect's automations remember the ids of events for 30 minutes: later than that, the
+same event told again, by another process, would be acted on again."""
 _MOST_REMEMBERED = 10_000
 _log = logging.getLogger("mlinfra_prefect")
 _lock = threading.Lock()
@@ -71,13 +74,41 @@ def tell_gate(verdict: Verdict, *, endpoint: str | None = None, artifact: ModelA
 
 
 def tell_rollout(rollout: RolloutRecord, endpoint: EndpointRecord) -> None:
-    """Tell how far a rollout has come: started, each share, promoted or rolled back. Idempotent: for each change."""
+    """Tell how far a rollout has come, from started to promoted, rolled back or retired. Idempotent: at each change."""
     _tell(lambda: of_rollout(rollout, endpoint))
 
 
-def tell_endpoint(record: EndpointRecord) -> None:
-    """Tell what is true of an endpoint now: ready or released, and which versions are retired. Idempotent."""
-    _tell(lambda: of_endpoint(record))
+def tell_back(endpoint: EndpointRecord, version: int, reason: str) -> None:
+    """Tell that a version was rolled back, which may have been promoted before. Idempotent.
+
+    Args:
+        endpoint: as it stands afterwards.
+        version: which was taken back.
+        reason: why.
+    """
+    _tell(lambda: of_back(endpoint, version, reason))
+
+
+def tell_records(records: Iterable[KeptRecord]) -> None:
+    """Tell what is true of records now: leases, and endpoints with their rollouts. Idempotent.
+
+    After whatever changed an endpoint, and for the reaper: what a keeper did alone is told here, if it is still news.
+
+    Args:
+        records: of a ledger; a rollout whose endpoint is not among them is left out.
+    """
+    _tell(lambda: _of_records(tuple(records)))
+
+
+def _of_records(records: tuple[KeptRecord, ...]) -> Iterator[News]:
+    endpoints = {record.id: record for record in records if isinstance(record, EndpointRecord)}
+    for record in records:
+        if isinstance(record, LeaseRecord):
+            yield from of_lease(record)
+        elif isinstance(record, EndpointRecord):
+            yield from of_endpoint(record)
+        elif record.endpoint in endpoints:
+            yield from of_rollout(record, endpoints[record.endpoint])
 
 
 # --- what users tell -------------------------------------------------------------------------------------------------
@@ -151,8 +182,10 @@ def _tell(news: Callable[[], Iterator[News]]) -> None:
         return
     try:
         if settings().events_enabled:
+            oldest = datetime.now(UTC) - NEWS
             for each in news():
-                _send(each)
+                if each.occurred is None or each.occurred > oldest:
+                    _send(each)
     except Exception as problem:  # noqa: BLE001 (an event must never end a run, whatever is wrong with it)
         _warn(problem)
 

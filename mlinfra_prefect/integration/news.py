@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from uuid import UUID, uuid5
 
 from mlinfra_prefect.model import event as payloads
@@ -112,53 +113,81 @@ def of_gate(verdict: Verdict, run: str, endpoint: str | None, artifact: ModelArt
 
 
 def of_rollout(rollout: RolloutRecord, endpoint: EndpointRecord) -> Iterator[News]:
-    """How far it has come: started, each share, promoted or rolled back."""
-    common = {
-        **_endpoint(endpoint), "rollout_id": rollout.id, "version": rollout.version, "artifact_id": rollout.artifact.id,
-    }  # fmt: skip
-    promoted = [each for each in endpoint.versions if each.promoted_at and each.version != rollout.version]
-    other = max(promoted, key=lambda each: (each.promoted_at or rollout.created_at, each.version), default=None)
-    current = other.version if other else None
+    """How far it has come: started, each share, promoted, and rolled back or retired."""
+    mine = endpoint.version(rollout.version)
+    promoted_at = mine.promoted_at if mine else rollout.promoted_at
+    before = _promoted_before(endpoint, rollout.version, promoted_at)
+    common = _version(endpoint, rollout.id, rollout.version, rollout.artifact)
 
-    def news(payload: Payload, transition: str, occurred: datetime | None) -> News:
-        related = (("rollout", f"{PREFIX}.rollout.{rollout.id}"), *_artifact(rollout.artifact.id))
-        return _endpoint_news(payload, endpoint, f"{rollout.id}/{transition}", occurred, related, owner=rollout.owner)
+    def news(payload: payloads.OfVersion, transition: str, occurred: datetime | None) -> News:
+        return _rollout_news(payload, endpoint, rollout.id, transition, occurred=occurred, owner=rollout.owner)
 
-    started = payloads.RolloutStarted(**common, current_version=current, shares=rollout.shares)
-    yield news(started, "started", rollout.created_at)
+    yield news(
+        payloads.RolloutStarted(**common, current_version=before, shares=rollout.shares), "started", rollout.created_at
+    )
     for step in rollout.steps:
         if step.share:
             yield news(payloads.RolloutCanary(**common, share=step.share), f"canary/{step.share}", step.began_at)
-    if rollout.promoted_at is not None:
-        yield news(payloads.RolloutPromoted(**common, replaced_version=current), "promoted", rollout.promoted_at)
-    mine = endpoint.version(rollout.version)
+    if promoted_at is not None:
+        yield news(
+            payloads.RolloutPromoted(**common, replaced_version=before),
+            f"promoted/{promoted_at.isoformat()}", promoted_at,
+        )  # fmt: skip
     if mine is not None and mine.state is VersionState.ROLLED_BACK:
-        reason = told(mine.reason or rollout.reason)
-        back = payloads.RolloutRolledBack(**common, reason=reason, current_version=current)
-        yield news(back, "rolled-back", rollout.releasing_at)
+        yield from of_back(endpoint, rollout.version, mine.reason or rollout.reason, occurred=rollout.releasing_at)
+    if promoted_at is not None and rollout.state is State.RELEASED:
+        reason = told(mine.reason if mine else rollout.reason)
+        retired = payloads.VersionRetired(
+            **_endpoint(endpoint), version=rollout.version, artifact_id=rollout.artifact.id, reason=reason
+        )
+        yield news(retired, "retired", rollout.released_at)
+
+
+def of_back(endpoint: EndpointRecord, number: int, reason: str, *, occurred: datetime | None = None) -> Iterator[News]:
+    """That a version was rolled back: a candidate, or one that had been promoted."""
+    version = endpoint.version(number)
+    if version is None or version.rollout is None:
+        return
+    current = endpoint.current.version if endpoint.current else None
+    back = payloads.RolloutRolledBack(
+        **_version(endpoint, version.rollout, number, version.artifact), reason=told(reason), current_version=current
+    )
+    # A candidate goes back once; what had been promoted may come and go again.
+    again = "" if version.state is VersionState.ROLLED_BACK else f"/{endpoint.revision}"
+    transition = f"rolled-back{again}"
+    yield _rollout_news(back, endpoint, version.rollout, transition, occurred=occurred, owner=endpoint.owner)
 
 
 def of_endpoint(record: EndpointRecord) -> Iterator[News]:
-    """That it is ready or released, and which versions are retired."""
+    """That it is ready or released."""
     serves, receipt = record.current, record.receipt
     if record.state is State.READY and record.ready_at is not None and serves is not None:
         ready = payloads.EndpointReady(
             **_endpoint(record), platform=record.platform, url=record.url, version=serves.version,
             artifact_id=serves.artifact.id, expires_at=record.expires_at,
         )  # fmt: skip
-        yield _endpoint_news(ready, record, "ready", record.ready_at, _artifact(serves.artifact.id))
-    for each in record.versions:
-        if each.state is VersionState.RETIRED:
-            retired = payloads.VersionRetired(
-                **_endpoint(record), version=each.version, artifact_id=each.artifact.id, reason=told(each.reason)
-            )
-            yield _endpoint_news(retired, record, f"retired/{each.version}", None, _artifact(each.artifact.id))
+        related = _artifact(serves.artifact.id)
+        yield _endpoint_news(ready, record, "ready", record.ready_at, owner=record.owner, related=related)
     if record.state is State.RELEASED and receipt is not None:
         released = payloads.EndpointReleased(
             **_endpoint(record), reason=told(receipt.reason), clean=receipt.clean, up_seconds=receipt.up_seconds,
             cost_usd=receipt.cost_usd,
         )  # fmt: skip
-        yield _endpoint_news(released, record, "released", record.released_at)
+        yield _endpoint_news(released, record, "released", record.released_at, owner=record.owner)
+
+
+def _promoted_before(endpoint: EndpointRecord, number: int, moment: datetime | None) -> int | None:
+    """The version that served before a moment: what a candidate stands beside, or what it replaced."""
+    found = [
+        (each.promoted_at, each.version)
+        for each in endpoint.versions
+        if each.version != number and each.promoted_at and (moment is None or each.promoted_at <= moment)
+    ]
+    return max(found)[1] if found else None
+
+
+def _version(endpoint: EndpointRecord, rollout_id: str, number: int, artifact: ModelArtifact) -> dict[str, Any]:
+    return {**_endpoint(endpoint), "rollout_id": rollout_id, "version": number, "artifact_id": artifact.id}
 
 
 def _lease(record: LeaseRecord) -> dict[str, str]:
@@ -187,13 +216,26 @@ def _endpoint_news(
     record: EndpointRecord,
     transition: str,
     occurred: datetime | None,
-    related: Related = (),
     *,
-    owner: Owner | None = None,
+    owner: Owner,
+    related: Related = (),
 ) -> News:
     about = f"endpoint.{record.environment}.{record.name}"
     key = (record.ledger_id, record.id, transition)
-    return News(payload, about, record.name, key, occurred, (*_run_of(owner or record.owner), *related))
+    return News(payload, about, record.name, key, occurred, (*_run_of(owner), *related))
+
+
+def _rollout_news(
+    payload: payloads.OfVersion,
+    endpoint: EndpointRecord,
+    rollout_id: str,
+    transition: str,
+    *,
+    occurred: datetime | None,
+    owner: Owner,
+) -> News:
+    related = (("rollout", f"{PREFIX}.rollout.{rollout_id}"), *_artifact(payload.artifact_id))
+    return _endpoint_news(payload, endpoint, f"{rollout_id}/{transition}", occurred, owner=owner, related=related)
 
 
 def _run_of(owner: Owner) -> Related:

@@ -7,7 +7,7 @@ from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.endpoint import GONE, EndpointRecord, RolloutRecord, VersionState
 from mlinfra_prefect.model.lease import LIVE, LeaseRecord, State
-from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.names import as_line, rollout_base
 from mlinfra_prefect.model.receipt import Receipt, Search
 
 
@@ -19,6 +19,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
         LeaseLost: a newer keeper took the record over.
     """
     why = _why(context, record)
+    versions = _released_with(context, record) if isinstance(record, EndpointRecord) else []
 
     def change(now: KeptRecord) -> KeptRecord:
         moment = context.ledger.now()
@@ -42,9 +43,15 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
             ledger_id=now.ledger_id,
             reason=why,
             attempts=len(now.attempts),
-            created=tuple(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.resources),
-            destroyed=tuple(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.destroyed),
-            searches=tuple(searches),
+            created=(
+                *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.created),
+                *(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.resources),
+            ),
+            destroyed=(
+                *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.destroyed),
+                *(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.destroyed),
+            ),
+            searches=(*(search for _, receipt in versions for search in receipt.searches), *searches),
             requested_at=now.created_at,
             released_at=moment,
             up_seconds=max(0.0, up),
@@ -67,6 +74,17 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
         context.ledger, record.id, change,
         actor=context.actor, reason=as_line(f"released: {why}"), generation=record.generation,
     )  # fmt: skip
+
+
+def _released_with(context: Context, endpoint: EndpointRecord) -> list[tuple[int, Receipt]]:
+    """The versions whose servers went with their endpoint, and the receipts of their rollouts."""
+    began = endpoint.releasing_at or endpoint.created_at
+    rollouts = [seen.record for seen in context.ledger.rounds(rollout_base(endpoint.id))]
+    return [
+        (each.version, each.receipt)
+        for each in rollouts
+        if isinstance(each, RolloutRecord) and each.receipt is not None and each.receipt.released_at >= began
+    ]
 
 
 def _why(context: Context, record: KeptRecord) -> str:

@@ -8,6 +8,7 @@ from datetime import datetime
 from pydantic import Field
 
 from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord
 from mlinfra_prefect.model.names import Line
 from mlinfra_prefect.model.record import Moment, Record
@@ -28,12 +29,22 @@ class Span(Record):
         return (self.ended - self.began).total_seconds()
 
 
+def _up_at(record: KeptRecord) -> datetime | None:
+    """When it was of use for the first time: a node was ready, an endpoint or a rollout was promoted."""
+    if isinstance(record, LeaseRecord):
+        return record.ready_at
+    promoted = record.promoted_at if isinstance(record, RolloutRecord) else None
+    if isinstance(record, EndpointRecord):
+        promoted = min((each.promoted_at for each in record.versions if each.promoted_at), default=None)
+    return promoted
+
+
 def timeline(records: Iterable[KeptRecord], *, now: datetime) -> tuple[Span, ...]:
     """Return the spans of some records in the order in which they began; what still goes on ends `now`."""
     spans: list[Span] = []
     for record in records:
         is_lease = isinstance(record, LeaseRecord)
-        up = record.ready_at or record.releasing_at or now
+        up = _up_at(record) or record.releasing_at or now
         spans.append(Span(what="provision" if is_lease else "deploy", of=record.id, began=record.created_at, ended=up))
         if isinstance(record, LeaseRecord):
             spans.extend(
@@ -41,8 +52,8 @@ def timeline(records: Iterable[KeptRecord], *, now: datetime) -> tuple[Span, ...
                 for job in record.jobs
                 if job.started_at
             )
-        elif record.ready_at is not None:
-            spans.append(Span(what="serve", of=record.id, began=record.ready_at, ended=record.releasing_at or now))
+        elif _up_at(record) is not None:
+            spans.append(Span(what="serve", of=record.id, began=up, ended=record.releasing_at or now))
         if record.releasing_at is not None:
             spans.append(Span(what="release", of=record.id, began=record.releasing_at, ended=record.released_at or now))
     return tuple(sorted(spans, key=lambda span: span.began))

@@ -276,7 +276,10 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-9]\d\d)(?: [^\r\n\0]*)?")
 _FIELDS = re.compile(rb"(?:" + _TOKEN + rb":[^\r\n\0]*\r\n)*")
 _DIGITS = re.compile(rb"\d{1,15}")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,12})[ \t]*(?:;[^\r\n\0]*)?")
-_OF_ONE_HOP = rb"connection|keep-alive|proxy-authenticate|proxy-authorization|proxy-connection|te|trailer|transfer-encoding|upgrade"
+_OF_ONE_HOP = (
+    rb"connection|keep-alive|proxy-authenticate|proxy-authorization|proxy-connection|te|trailer|transfer-encoding"
+    rb"|upgrade"
+)
 _FOR_US = rb"content-length|expect|host|mlinfra-version"
 _TOLD = re.compile(
     rb"^(" + _OF_ONE_HOP + rb"|" + _FOR_US + rb"):[ \t]*([^\r]*?)[ \t]*\r\n", re.IGNORECASE | re.MULTILINE

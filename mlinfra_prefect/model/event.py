@@ -154,10 +154,15 @@ class _OfEndpoint(Payload):
     environment: Id
 
 
-class _OfRollout(_OfEndpoint):
-    rollout_id: Id
+class OfVersion(_OfEndpoint):
+    """What is told of one version of an endpoint."""
+
     version: Number
     artifact_id: Id
+
+
+class _OfRollout(OfVersion):
+    rollout_id: Id
 
 
 class RolloutStarted(_OfRollout):
@@ -176,22 +181,22 @@ class RolloutCanary(_OfRollout):
 
 
 class RolloutPromoted(_OfRollout):
-    """The candidate is the version that serves."""
+    """A version is the one that serves now."""
 
     EVENT = "rollout.promoted"
     replaced_version: Number | None = Field(description="What it replaced; null: it is the first.")
 
 
 class RolloutRolledBack(_OfRollout):
-    """The candidate is given back; what served before serves on."""
+    """A version is taken back, mostly a candidate; another one serves on, or again."""
 
     EVENT = "rollout.rolled-back"
     reason: Line
-    current_version: Number | None = Field(description="What serves on; null: nothing served before.")
+    current_version: Number | None = Field(description="What serves; null: nothing did.")
 
 
 class EndpointReady(_OfEndpoint):
-    """An endpoint answers for the first time."""
+    """An endpoint answers, with its first version."""
 
     EVENT = "endpoint.ready"
     platform: Line
@@ -211,12 +216,10 @@ class EndpointReleased(_OfEndpoint):
     cost_usd: Usd
 
 
-class VersionRetired(_OfEndpoint):
-    """A version that had served is given back."""
+class VersionRetired(OfVersion):
+    """A version that had served is gone."""
 
     EVENT = "version.retired"
-    version: Number
-    artifact_id: Id
     reason: Line
 
 

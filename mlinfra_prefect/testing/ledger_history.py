@@ -10,7 +10,7 @@ from mlinfra_prefect.errors import AlreadyExists, LedgerUnreadable
 from mlinfra_prefect.ledger import Ledger, revise
 from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.testing.ledger_fixtures import Damage, LedgerFixtures, OpenLedger, Spoil, walk
-from mlinfra_prefect.testing.records import sample_endpoint, sample_lease
+from mlinfra_prefect.testing.records import sample_endpoint, sample_lease, sample_rollout
 
 ROUNDS = 11
 """Enough for round 10 to come before round 9 in a store that sorts ids as text."""
@@ -58,6 +58,15 @@ class HistoryRules(LedgerFixtures):
         ledger.replace(seen, seen.record.revised(failures=1, renewed_until=later), actor="keeper", reason="failed")
         assert [line.reason for line in ledger.history(seen.record.id)] == ["asked for", "failed"]
 
+    def test_a_look_at_a_canary_leaves_no_line(self, ledger: Ledger) -> None:
+        """A rollout that is watched says every second when it is looked at next; what was found has its line."""
+        seen = ledger.create(sample_rollout(), actor="test", reason="asked for")
+        due = seen.record.renewed_until
+        seen = ledger.replace(seen, seen.record.revised(due=due), actor="keeper", reason="looks again")
+        assert [line.reason for line in ledger.history(seen.record.id)] == ["asked for"]
+        ledger.replace(seen, seen.record.revised(due=None, promoted_at=due), actor="keeper", reason="promoted")
+        assert [line.reason for line in ledger.history(seen.record.id)] == ["asked for", "promoted"]
+
     @pytest.mark.parametrize("reason", ["two\nlines\0", "half a pair \ud800", "long " * 1000, ""])
     def test_any_reason_can_be_written(self, ledger: Ledger, reason: str) -> None:
         """A bad message from elsewhere must never stop a release; it is kept as one line."""
@@ -76,12 +85,14 @@ class HistoryRules(LedgerFixtures):
         """Listings have the order of creation, whatever the ids and later changes."""
         made = [ledger.create(sample_lease(name), actor="test", reason="") for name in ("c", "a", "b")]
         made.append(ledger.create(sample_endpoint(), actor="test", reason=""))
+        made.append(ledger.create(sample_rollout(), actor="test", reason=""))
         made[0] = ledger.replace(made[0], made[0].record.revised(failures=1), actor="test", reason="changed")
         assert ledger.records() == made
 
-    @pytest.mark.parametrize("sample", [sample_lease, sample_endpoint], ids=["lease", "endpoint"])
+    @pytest.mark.parametrize("sample", [sample_lease, sample_endpoint, sample_rollout], ids=["lease", "endpoint", "rollout"])
     def test_rounds_come_in_order(self, ledger: Ledger, sample: type) -> None:
-        """Every round of a base, also the released ones, in order, and nothing of another base."""
+        """Every round of a base (of an endpoint's rollouts: every version), also the released ones, in order, and nothing
+        of another base."""
         made = []
         for number in range(1, ROUNDS + 1):
             seen = ledger.create(sample("mine", number), actor="test", reason="")

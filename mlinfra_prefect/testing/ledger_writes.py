@@ -10,9 +10,10 @@ import pytest
 
 from mlinfra_prefect.errors import AlreadyExists, IllegalTransition, LeaseLost, NotFound, StaleWrite
 from mlinfra_prefect.ledger import KeptRecord, Ledger, Versioned, revise
+from mlinfra_prefect.model.endpoint import VERSION_TRANSITIONS, VersionState
 from mlinfra_prefect.model.lease import ATTEMPT_TRANSITIONS, LIVE, TRANSITIONS, AttemptState, State
 from mlinfra_prefect.testing.ledger_fixtures import LedgerFixtures, OpenLedger, walk
-from mlinfra_prefect.testing.records import sample_attempt, sample_endpoint, sample_lease
+from mlinfra_prefect.testing.records import sample_attempt, sample_endpoint, sample_lease, sample_rollout
 
 TRIES = 3
 
@@ -34,7 +35,9 @@ class WriteRules(LedgerFixtures):
         assert first.tzinfo is UTC
         assert ledger.now() >= first
 
-    @pytest.mark.parametrize("record", [sample_lease(), sample_endpoint()], ids=["lease", "endpoint"])
+    @pytest.mark.parametrize(
+        "record", [sample_lease(), sample_endpoint(), sample_rollout()], ids=["lease", "endpoint", "rollout"]
+    )
     def test_a_created_record_is_read_as_it_was_written(
         self, ledger: Ledger, open_ledger: OpenLedger, record: KeptRecord
     ) -> None:
@@ -139,6 +142,30 @@ class WriteRules(LedgerFixtures):
             ledger.replace(seen, changed, actor="test", reason="onward")
         assert ledger.read(seen.record.id) == seen
 
+    @pytest.mark.parametrize("after", list(VersionState))
+    @pytest.mark.parametrize("before", list(VersionState))
+    def test_only_legal_changes_of_a_version_are_written(
+        self, ledger: Ledger, before: VersionState, after: VersionState
+    ) -> None:
+        """The same for the versions of an endpoint: what was rolled back or retired never serves again."""
+        (version,) = sample_endpoint().versions
+        record = sample_endpoint(versions=(version.revised(state=before),))
+        seen = ledger.create(record, actor="test", reason="asked for")
+        changed = record.rerouted((version.revised(state=after),))
+        if after is before or after in VERSION_TRANSITIONS[before]:
+            assert ledger.replace(seen, changed, actor="test", reason="onward").record == changed
+            return
+        with pytest.raises(IllegalTransition, match=f"version 1: {before} does not lead to {after}"):
+            ledger.replace(seen, changed, actor="test", reason="onward")
+        assert ledger.read(record.id) == seen
+
+    def test_routes_never_go_back_to_an_older_revision(self, ledger: Ledger) -> None:
+        """Whoever writes routes may be late: the router follows the highest revision, so it never falls."""
+        seen = ledger.create(sample_endpoint(revision=7), actor="test", reason="asked for")
+        with pytest.raises(IllegalTransition, match="from 7 to 6"):
+            ledger.replace(seen, seen.record.revised(revision=6), actor="test", reason="late")
+        assert ledger.read(seen.record.id) == seen
+
     def test_an_attempt_is_never_forgotten_nor_outlived(self, ledger: Ledger) -> None:
         """A record that drops an attempt, or is released before its attempts are, would leak what they created."""
         seen = walk(ledger, ledger.create(sample_lease(), actor="test", reason="asked for"), State.PROVISIONING)
@@ -160,6 +187,7 @@ class WriteRules(LedgerFixtures):
         for changed in (
             sample_lease("another", generation=2),
             sample_endpoint(id=seen.record.id, generation=2),
+            sample_rollout(id=seen.record.id, generation=2),
             seen.record.revised(ledger_id="another"),
             seen.record.revised(generation=1),
         ):

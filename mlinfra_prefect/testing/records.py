@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
-from mlinfra_prefect.model.endpoint import EndpointRecord, Version
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord, Version
 from mlinfra_prefect.model.lease import TRANSITIONS, Attempt, Client, Keeper, LeaseRecord, State
-from mlinfra_prefect.model.names import endpoint_base, lease_base, lease_id
+from mlinfra_prefect.model.names import endpoint_base, lease_base, lease_id, rollout_base
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
@@ -85,9 +85,14 @@ def sample_lease(name: str = "training", round_number: int = 1, **changes: Any) 
 
 
 def sample_endpoint(name: str = "churn", round_number: int = 1, **changes: Any) -> EndpointRecord:
-    """Return an endpoint as it is first written; its id comes from its name and round."""
+    """Return an endpoint whose first version serves; its id comes from its name and round."""
+    endpoint_id = lease_id(endpoint_base("dev", name), round_number)
+    version = Version(
+        version=1, share=100, state="serving", sha256=SHA256, artifact=sample_artifact(),
+        rollout=f"{rollout_base(endpoint_id)}-1", urls=("http://127.0.0.1:9001",), promoted_at=MOMENT,
+    )  # fmt: skip
     record = EndpointRecord(
-        id=lease_id(endpoint_base("dev", name), round_number),
+        id=endpoint_id,
         ledger_id="7f0c1a3e-5f0a-4d0e-9a53-0f6f6c1d2b11",
         name=name,
         environment="dev",
@@ -99,7 +104,32 @@ def sample_endpoint(name: str = "churn", round_number: int = 1, **changes: Any) 
         serving=ServingRequest(name=name),
         url="http://127.0.0.1:8123",
         port=8123,
-        versions=(Version(version=1, share=100, state="deploying", sha256=SHA256, artifact=sample_artifact()),),
+        versions=(version,),
+    )
+    return record.revised(**changes)
+
+
+def sample_rollout(name: str = "churn", version: int = 1, **changes: Any) -> RolloutRecord:
+    """Return a rollout as it is first written, of the endpoint `sample_endpoint(name)`; its id comes from both."""
+    endpoint_id = lease_id(endpoint_base("dev", name), 1)
+    record = RolloutRecord(
+        id=f"{rollout_base(endpoint_id)}-{version}",
+        ledger_id="7f0c1a3e-5f0a-4d0e-9a53-0f6f6c1d2b11",
+        name=name,
+        environment="dev",
+        platform="local",
+        owner=_OWNER,
+        client=_CLIENT,
+        keeper=_KEEPER,
+        created_at=MOMENT,
+        renewed_until=MOMENT + timedelta(minutes=2),
+        endpoint=endpoint_id,
+        version=version,
+        serving=ServingRequest(name=name),
+        artifact=sample_artifact(),
+        ports=(9000 + version,),
+        shares=(10, 50),
+        until=MOMENT + timedelta(hours=1),
     )
     return record.revised(**changes)
 

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-FORMATS = {"s": "{:.3f} s", "x": "{:.2f} x", "MiB": "{:.2f} MiB"}
+FORMATS = {"s": "{:.3f} s", "x": "{:.2f} x", "MiB": "{:.2f} MiB", "n": "{:.0f}"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,20 +15,17 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import prefect_screen
 from prefect_place import Place, prefect_place
-from prefect_screen import KNOWN_OUTSIDE, Screen
+from prefect_screen import KNOWN_OUTSIDE, REQUIRED, Screen
 
-REQUIRED = "MLINFRA_REQUIRE_BROWSER"
 SHOTS = "MLINFRA_SCREENSHOTS"
 ASKS_EVERY_SECONDS = 1.0
 
 
 @pytest.fixture(scope="session")
 def window() -> Iterator[object]:
-    """A Chromium. Without one the tests are skipped, in one line; with MLINFRA_REQUIRE_BROWSER=1 they fail."""
+    """A Chromium. Tests are skipped where there is none, so whoever comes here without one requires it."""
     if why := prefect_screen.missing():
-        if os.environ.get(REQUIRED) == "1":
-            pytest.fail(f"{why} ({REQUIRED}=1)", pytrace=False)
-        pytest.skip(why)
+        pytest.fail(f"{why} ({REQUIRED}=1)", pytrace=False)
     with prefect_screen.browser() as found:
         yield found
 

@@ -17,6 +17,7 @@ and the like):
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Iterable, Iterator
@@ -29,6 +30,7 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page, Route
 
+REQUIRED = "MLINFRA_REQUIRE_BROWSER"
 SHOWN_MS = 30_000
 """How long anything may take to be on the screen, on a busy machine."""
 REFUSED = "Error creating flow run"
@@ -43,6 +45,11 @@ def missing() -> str | None:
     except ImportError:
         return "no browser: pip install playwright"
     return None if chromium() else "no browser: apt-get install chromium"
+
+
+def required() -> bool:
+    """Whether a run without a browser is a failure: continuous integration says so."""
+    return os.environ.get(REQUIRED) == "1"
 
 
 def chromium() -> str | None:

@@ -27,16 +27,19 @@ from prefect.events.clients import AssertingEventsClient
 from prefect.events.filters import EventFilter, EventNameFilter
 from prefect.events.schemas.events import Event
 from prefect.events.worker import EventsWorker
+from prefect.server.events.ordering import SEEN_EXPIRATION
 
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.integration import events
 from mlinfra_prefect.integration.events import (
+    NEWS,
     dataset_updated,
     drift_detected,
-    tell_endpoint,
+    tell_back,
     tell_gate,
     tell_lease,
     tell_lost,
+    tell_records,
     tell_rollout,
     tell_training,
 )
@@ -48,10 +51,12 @@ from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.receipt import Receipt, Search
 from mlinfra_prefect.model.request import ServingRequest
 from mlinfra_prefect.model.verdict import Check, Verdict
-from mlinfra_prefect.testing.records import MOMENT, sample_artifact, sample_attempt, sample_endpoint, sample_lease
+from mlinfra_prefect.testing.records import sample_artifact, sample_attempt, sample_endpoint, sample_lease
 
 PAGE = Path(__file__).parents[2] / "docs" / "events.md"
+NOW = datetime.now(UTC)
 RUN_ID = "0b6f8f1e-7f0a-4d0e-9a53-0f6f6c1d2b11"
+OLD_ROLLOUT, NEW_ROLLOUT = "r0f3c5d7e9b1a2c4d6e8f-1", "r0f3c5d7e9b1a2c4d6e8f-2"
 REFUSED = Verdict(
     kind="gate", ok=False, reason="auc 0.89 is below 0.905",
     checks=(Check(name="auc", ok=False, detail="low"), Check(name="loss", ok=True, detail="fine")),
@@ -59,8 +64,9 @@ REFUSED = Verdict(
 
 
 @pytest.fixture(autouse=True)
-def sent() -> Iterator[list[Event]]:
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Event]]:
     """What is sent, instead of sending it; and a process that has told and warned of nothing yet."""
+    monkeypatch.setattr(events, "NEWS", timedelta(days=1))  # the samples are as old as the test session
     EventsWorker.set_client_override(AssertingEventsClient)
     found = Sent()
     found.forget()
@@ -103,64 +109,72 @@ class Sent(list):
 
 
 def receipt(kind: str = "lease", **changes: Any) -> Receipt:
-    look = Search(what="processes of it", where="laptop", at=MOMENT)
+    look = Search(what="processes of it", where="laptop", at=NOW)
     made = Receipt(
         kind=kind, id="l0f3c5d7e9b1a2c4d6e8f-1", ledger_id="7f0c", reason="its block ended", attempts=1,
-        created=("1/a", "1/b"), destroyed=("1/a", "1/b"), searches=(look, look), requested_at=MOMENT,
-        released_at=MOMENT, up_seconds=312.5, trained_seconds=288.0, idle_seconds=24.5, cost_usd=0.28,
+        created=("1/a", "1/b"), destroyed=("1/a", "1/b"), searches=(look, look), requested_at=NOW,
+        released_at=NOW, up_seconds=312.5, trained_seconds=288.0, idle_seconds=24.5, cost_usd=0.28,
     )  # fmt: skip
     return made.revised(**changes)
 
 
 def lease(state: State = State.READY, **changes: Any) -> LeaseRecord:
     owner = Owner(user="ada", host="laptop", flow_run_id=RUN_ID, deployment="8a0f8f1e-7f0a-4d0e-9a53-0f6f6c1d2b11")
-    more: dict[str, Any] = {"attempts": (sample_attempt(),), "ready_at": MOMENT + timedelta(seconds=2)}
+    more: dict[str, Any] = {"attempts": (sample_attempt(),), "ready_at": NOW + timedelta(seconds=2)}
     if state is State.RELEASED:
-        more |= {"receipt": receipt(), "releasing_at": MOMENT, "released_at": MOMENT + timedelta(minutes=5)}
-    return sample_lease(**{"state": state, "owner": owner, **more, **changes})
+        more |= {"receipt": receipt(), "releasing_at": NOW, "released_at": NOW + timedelta(seconds=9)}
+    return sample_lease(**{"state": state, "owner": owner, "created_at": NOW, **more, **changes})
 
 
 def endpoint(state: State = State.READY, **changes: Any) -> EndpointRecord:
     (one,) = sample_endpoint().versions
-    old = one.revised(state=VersionState.RETIRED, share=0, promoted_at=MOMENT, reason="version 2 replaced it")
-    new = one.revised(version=2, state=VersionState.SERVING, promoted_at=MOMENT + timedelta(minutes=1))
-    more: dict[str, Any] = {"versions": (old, new), "ready_at": MOMENT}
+    old = one.revised(
+        state=VersionState.RETIRED, share=0, promoted_at=NOW, reason="version 2 came", rollout=OLD_ROLLOUT
+    )
+    new = one.revised(
+        version=2, state=VersionState.SERVING, promoted_at=NOW + timedelta(seconds=1), rollout=NEW_ROLLOUT
+    )
+    more: dict[str, Any] = {"versions": (old, new), "ready_at": NOW}
     if state is State.RELEASED:
-        more |= {"receipt": receipt("endpoint"), "released_at": MOMENT}
+        more |= {"receipt": receipt("endpoint"), "released_at": NOW}
     return sample_endpoint(**{"state": state, **more, **changes})
 
 
 def rollout(**changes: Any) -> RolloutRecord:
     made = RolloutRecord(
-        id="r0f3c5d7e9b1a2c4d6e8f-2", ledger_id="7f0c", name="churn", environment="dev", platform="local",
-        owner=sample_lease().owner, client=Client(kind="none"), created_at=MOMENT, renewed_until=MOMENT,
+        id=NEW_ROLLOUT, ledger_id="7f0c", name="churn", environment="dev", platform="local",
+        owner=sample_lease().owner, client=Client(kind="none"), created_at=NOW, renewed_until=NOW,
         endpoint=sample_endpoint().id, version=2, serving=ServingRequest(name="churn"), artifact=sample_artifact(),
-        ports=(9001,), shares=(10, 50), until=MOMENT,
-        steps=tuple(Step(share=share, began_at=MOMENT) for share in (0, 10, 50)),
+        ports=(9001,), shares=(10, 50), until=NOW,
+        steps=tuple(Step(share=share, began_at=NOW) for share in (0, 10, 50)),
     )  # fmt: skip
     return made.revised(**changes)
 
 
+def retired_rollout() -> RolloutRecord:
+    return rollout(
+        id=OLD_ROLLOUT, version=1, steps=(), state=State.RELEASED, promoted_at=NOW, releasing_at=NOW, released_at=NOW
+    )
+
+
 def job(**changes: Any) -> JobNote:
     note = JobNote(
-        job_id="j1", label="acme.churn:train", state="succeeded", started_at=MOMENT,
-        finished_at=MOMENT + timedelta(seconds=288), artifact_id="a0f3c5d7e9b1a2c4d6e8f",
+        job_id="j1", label="acme.churn:train", state="succeeded", started_at=NOW,
+        finished_at=NOW + timedelta(seconds=288), artifact_id="a0f3c5d7e9b1a2c4d6e8f",
     )  # fmt: skip
     return note.revised(**changes)
 
 
 def tell_everything() -> None:
     tell_lease(lease())
-    tell_lease(lease(State.STUCK, reason="disk full", failures=3, retry_at=MOMENT))
+    tell_lease(lease(State.STUCK, reason="disk full", failures=3, retry_at=NOW))
     tell_lease(lease(State.RELEASED))
     tell_lost(lease(State.RELEASING), "it was released")
     tell_training(lease(jobs=(job(),)), "j1", sample_artifact())
     tell_gate(REFUSED, endpoint="churn", artifact=sample_artifact())
-    tell_rollout(rollout(promoted_at=MOMENT + timedelta(minutes=1)), endpoint())
-    back = endpoint().versions[1].revised(state=VersionState.ROLLED_BACK, reason="the probe failed", promoted_at=None)
-    tell_rollout(rollout(id="r1f3c5d7e9b1a2c4d6e8f-2", steps=()), endpoint(versions=(endpoint().versions[0], back)))
-    tell_endpoint(endpoint())
-    tell_endpoint(endpoint(State.RELEASED))
+    tell_rollout(rollout(), endpoint())
+    tell_back(endpoint(), 2, "worse than version 1")
+    tell_records([endpoint(), endpoint(State.RELEASED), retired_rollout()])
     dataset_updated("churn", "s3://acme/churn/", version="1", rows=3)
     drift_detected("churn", metric="psi", value=0.3, threshold=0.2, key="today")
 
@@ -238,7 +252,7 @@ def test_a_lease_tells_what_is_true_of_it(sent: Sent) -> None:
     event = sent.one
     assert event.resource.id == f"mlinfra-prefect.lease.{sample_lease().id}"
     assert event.resource.name == "training"
-    assert event.occurred == MOMENT + timedelta(minutes=5)
+    assert event.occurred == NOW + timedelta(seconds=9)
     assert event.payload | {"cost_usd": 0.28, "clean": True, "created": 2, "idle_seconds": 24.5} == event.payload
     related = {(each.role, each.id) for each in event.related}
     assert ("flow-run", f"prefect.flow-run.{RUN_ID}") in related
@@ -303,27 +317,99 @@ def test_a_gate_tells_only_refusals(sent: Sent) -> None:
 
 def test_a_rollout_tells_each_step_once_however_often_it_is_looked_at(sent: Sent) -> None:
     """Called at every change: started, each share that got requests, promoted; what it replaced is named."""
-    before, after = endpoint(), endpoint()
+    old, new = endpoint().versions
+    before = endpoint(versions=(old, new.revised(state=VersionState.CANARY, promoted_at=None)))
 
     @flow
     def run() -> None:
         for steps in range(4):
             tell_rollout(rollout(steps=rollout().steps[:steps]), before)
         for _ in range(3):
-            tell_rollout(rollout(promoted_at=MOMENT), after)
+            tell_rollout(rollout(), endpoint())
 
     run()
     assert sent.names == ["rollout.started", "rollout.canary", "rollout.canary", "rollout.promoted"]
     assert [event.payload.get("share") for event in sent.ours] == [None, 10, 50, None]
+    assert sent.ours[0].payload["current_version"] == 1
     assert sent.ours[-1].payload["replaced_version"] == 1
     assert {event.resource.id for event in sent.ours} == {"mlinfra-prefect.endpoint.dev.churn"}
+    assert ("rollout", f"mlinfra-prefect.rollout.{NEW_ROLLOUT}") in {(r.role, r.id) for r in sent.ours[0].related}
+
+
+def test_a_candidate_that_is_rolled_back_tells_it_once_and_why(sent: Sent) -> None:
+    """From the wait for it, from the phase that asked for it, and from the reaper: the same event."""
+    old, new = endpoint().versions
+    failed = new.revised(state=VersionState.ROLLED_BACK, promoted_at=None, reason="the probe failed")
+    serving = old.revised(state=VersionState.SERVING, share=100)
+    after = endpoint(versions=(serving, failed))
+    record = rollout(steps=(), state=State.RELEASING, releasing_at=NOW)
+
+    @flow
+    def run() -> None:
+        for _ in range(2):
+            tell_rollout(record, after)
+            tell_back(after, 2, "the probe failed")
+            events._told.clear()  # as another process
+        tell_records([record, after])
+
+    run()
+    told_ = [event for event in sent.ours if event.event.endswith("rolled-back")]
+    assert len({event.id for event in told_}) == 1
+    assert (told_[0].payload["reason"], told_[0].payload["current_version"]) == ("the probe failed", 1)
+
+
+def test_a_promoted_version_may_come_and_go_again(sent: Sent) -> None:
+    """A rollback to the version before is a promotion of that one, and each time is news."""
+    old, new = endpoint().versions
+
+    @flow
+    def run() -> None:
+        for revision in (7, 9):
+            back = old.revised(state=VersionState.SERVING, share=100, promoted_at=NOW + timedelta(seconds=revision))
+            after = endpoint(versions=(back, new.revised(state=VersionState.RETIRING, share=0)), revision=revision)
+            tell_back(after, 2, "asked for")
+            tell_records([after, rollout(id=OLD_ROLLOUT, version=1, steps=())])
+
+    run()
+    assert [name for name in sent.names if "rollout" in name and "started" not in name] == [
+        "rollout.rolled-back", "rollout.promoted"] * 2  # fmt: skip
+    assert [event.payload.get("replaced_version") for event in sent.ours if "promoted" in event.event] == [2, 2]
 
 
 def test_the_first_version_replaces_none(sent: Sent) -> None:
     """A first deployment is a rollout that is promoted, too."""
-    first = sample_endpoint(versions=(endpoint().versions[1].revised(version=1),))
-    flow(name="f")(lambda: tell_rollout(rollout(version=1, promoted_at=MOMENT, steps=()), first))()
+    first = endpoint(versions=(endpoint().versions[1].revised(version=1),))
+    flow(name="f")(lambda: tell_rollout(rollout(version=1, steps=()), first))()
     assert [event.payload.get("replaced_version", "-") for event in sent.ours] == ["-", None]
+
+
+def test_a_retired_version_is_told_when_its_servers_are_gone(sent: Sent) -> None:
+    """Not when its retirement begins; whoever looks at the ledger then tells it."""
+    going = retired_rollout().revised(state=State.RELEASING, released_at=None)
+    flow(name="f")(lambda: tell_records([endpoint(), going]))()
+    assert "version.retired" not in sent.names
+    flow(name="f")(lambda: tell_records([endpoint(), retired_rollout(), lease(State.RELEASED)]))()
+    (event,) = [event for event in sent.ours if event.event.endswith("version.retired")]
+    assert (event.payload["version"], event.payload["reason"]) == (1, "version 2 came")
+    assert "lease.released" in sent.names
+
+
+def test_news_ends_before_automations_forget() -> None:
+    """Telling an event again is harmless only while its id is remembered."""
+    assert NEWS < SEEN_EXPIRATION
+
+
+def test_what_is_old_is_no_news(sent: Sent) -> None:
+    """Automations forget ids after half an hour: what any flow could have told before is not told again."""
+    old = NOW - timedelta(days=2)
+
+    @flow
+    def run() -> None:
+        tell_records([lease(State.RELEASED, released_at=old), lease(ready_at=old), endpoint(ready_at=old)])
+        tell_training(lease(jobs=(job(started_at=old, finished_at=old),)), "j1")
+
+    run()
+    assert sent.ours == []
 
 
 # --- once ------------------------------------------------------------------------------------------------------------
@@ -368,7 +454,7 @@ def test_a_server_keeps_what_is_sent_twice_once(sent: Sent) -> None:
     @flow
     def run() -> str:
         mine = str(FlowRunContext.get().flow_run.id)
-        record = lease(State.RELEASED, ledger_id=mine, released_at=datetime.now(UTC))
+        record = lease(State.RELEASED, ledger_id=mine, released_at=NOW)
         for each in (record, record, lease(State.STUCK, ledger_id=mine, owner=record.owner)):
             one(each)
         return mine
@@ -602,11 +688,13 @@ def test_free_text_of_others_is_scrubbed_wherever_it_is_sent(sent: Sent) -> None
         tell_training(lease(jobs=(job(label=bad),)), "j1")
         tell_gate(verdict)
         tell_rollout(rollout(), endpoint(versions=(gone, back)))
-        tell_endpoint(endpoint(State.RELEASED, versions=(gone,), receipt=receipt("endpoint", reason=bad)))
+        tell_back(endpoint(), 2, bad)
+        released = endpoint(State.RELEASED, versions=(gone,), receipt=receipt("endpoint", reason=bad))
+        tell_records([released, retired_rollout()])
 
     run()
     text = json.dumps([event.payload for event in sent.ours])
-    assert len(sent.ours) == 11
+    assert {"rollout.rolled-back", "version.retired", "endpoint.released", "gate.refused"} < set(sent.names)
     assert "hunter2" not in text
     assert "/home" not in text
 

@@ -54,7 +54,8 @@ def test_a_second_model_takes_over_without_a_failed_request_and_the_first_is_ret
     assert [(step["share"], step["ok"]) for step in steps] == [(0, True), (20, True), (60, True)]
     assert all(step["requests"] >= 10 for step in steps[1:])
     receipt = give_back(house, first["id"])
-    assert receipt["created"] == receipt["destroyed"] == ["1/terraform_data.server"]
+    both = ["version 2: 1/terraform_data.server", "1/terraform_data.server"]
+    assert receipt["created"] == receipt["destroyed"] == both
     assert house.record(second["rollout"])["state"] == "released"
 
 
@@ -167,7 +168,8 @@ def test_a_rollback_is_instant_while_the_retirement_lease_lasts_and_a_redeployme
     verbs = """
         from mlinfra_prefect.keeper.rollouts import retire, roll_back
         def back(name="digits"):
-            found = roll_back(context, context.endpoint(name), reason="tested", owner=Owner(user="t", host="h"), client=me())
+            owner = Owner(user="t", host="h")
+            found = roll_back(context, context.endpoint(name), reason="tested", owner=owner, client=me())
             if found.asked is not None:
                 rollouts.wait_rolled(context, found.asked.rollout)
             say("back", to=found.to_version, deployed=found.asked is not None)
@@ -196,8 +198,8 @@ def test_a_router_that_is_killed_loses_no_request(house: House, digits: Path, as
         asker.close()  # a request that the router itself holds goes with it; none that comes after may
         os.kill(router.pid, signal.SIGKILL)
         asker = ask(house.record(first["id"])["url"], threads=2)
-        house.until(lambda: [p for p in house.processes("router.py") if p.pid != router.pid], "it is back")
-        house.until(lambda: asker.asked >= 10, "it answers")
+        house.until(lambda dead=router.pid: [p for p in house.processes("router.py") if p.pid != dead], "it is back")
+        house.until(lambda now=asker: now.asked >= 10, "it answers")
     asker.all_answered(10)
     give_back(house, first["id"])
 

@@ -147,7 +147,7 @@ attempts = st.builds(
 )
 receipts = st.builds(
     Receipt,
-    kind=st.sampled_from(["lease", "endpoint"]),
+    kind=st.sampled_from(["lease", "endpoint", "rollout"]),
     id=ids,
     ledger_id=line,
     reason=line,
@@ -243,7 +243,7 @@ rollouts = st.builds(
 )
 cards = st.builds(
     Card,
-    kind=st.sampled_from(["lease", "endpoint"]),
+    kind=st.sampled_from(["lease", "endpoint", "rollout"]),
     id=ids,
     generation=number,
     state=text,

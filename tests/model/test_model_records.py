@@ -1,4 +1,4 @@
-"""Records: frozen, closed, exact, documented; and the state machine that leases and endpoints share."""
+"""Records: frozen, closed, exact, documented; and the state machine that leases, endpoints and rollouts share."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ from mlinfra_prefect.testing.records import (
     sample_endpoint,
     sample_lease,
     sample_offer,
+    sample_rollout,
 )
 
 LEGAL = {
@@ -59,10 +60,10 @@ def test_the_table_is_the_design_s() -> None:
     assert attempts == {*itertools.pairwise(order), ("planned", "releasing"), ("applying", "releasing")}
 
 
-@pytest.mark.parametrize("sample", [sample_lease, sample_endpoint])
+@pytest.mark.parametrize("sample", [sample_lease, sample_endpoint, sample_rollout])
 @pytest.mark.parametrize(("before", "after"), list(itertools.product(State, State)))
 def test_check_transition_allows_the_table_and_nothing_else(before: State, after: State, sample: Any) -> None:
-    """Whole table, both kinds; staying in a state is allowed, but for `released`, which never changes."""
+    """Whole table, every kind; staying in a state is allowed, but for `released`, which never changes."""
     old, new = sample(state=before), sample(state=after, failures=1)
     if (before, after) in LEGAL or (before is after and before is not State.RELEASED):
         check_transition(old, new)
@@ -110,10 +111,11 @@ def test_attempts_only_go_forward(old: tuple[Any, ...], new: tuple[Any, ...], sa
     [
         sample_lease("another", generation=2),
         sample_endpoint(id=sample_lease().id, generation=2),
+        sample_rollout(id=sample_lease().id, generation=2),
         sample_lease(ledger_id="another", generation=2),
         sample_lease(generation=1),
     ],
-    ids=["id", "kind", "ledger", "generation"],
+    ids=["id", "kind", "other kind", "ledger", "generation"],
 )
 def test_a_record_never_becomes_another(changed: Any) -> None:
     """Its id, kind and ledger stay, and its generation never falls."""
@@ -145,6 +147,9 @@ def test_only_a_renewal_is_not_worth_a_line() -> None:
     later = old.renewed_until + timedelta(seconds=30)
     assert not worth_a_line(old, old.revised(renewed_until=later))
     assert worth_a_line(old, old.revised(renewed_until=later, generation=2))
+    watched = sample_rollout()
+    assert not worth_a_line(watched, watched.revised(renewed_until=later, due=later))
+    assert worth_a_line(watched, watched.revised(due=later, promoted_at=later))
 
 
 DIRTY = Search(what="processes", where="laptop", at=MOMENT, found=("process 4711",), ended=("process 4711",))
