@@ -19,7 +19,7 @@ from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.flows.digits import DATASET, score_digits, split, train_digits
 from mlinfra_prefect.integration.approval import approve_plan, not_approved
 from mlinfra_prefect.integration.gate import gate, gate_refused
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.integration.requesting import find_environment
 from mlinfra_prefect.model.record import parsed
 from mlinfra_prefect.model.request import MAX_MINUTES, ServingRequest, TrainingRequest

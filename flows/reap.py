@@ -11,7 +11,7 @@ from prefect import flow
 from prefect.states import Completed, Failed
 from pydantic import Field
 
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.keeper.reap import Pass, reap as one_pass
 
 SETTLE_SECONDS = 45

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from mlinfra_prefect.flows.reap import SETTLE_SECONDS, told
 from mlinfra_prefect.integration.automations import release_run
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 
 
 @flow(name="release")

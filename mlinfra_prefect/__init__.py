@@ -14,25 +14,13 @@ if TYPE_CHECKING:
     from mlinfra_prefect.agent.node import node
     from mlinfra_prefect.integration.canary import Canary
     from mlinfra_prefect.integration.endpoint import Endpoint
+    from mlinfra_prefect.integration.events import dataset_updated, drift_detected
     from mlinfra_prefect.integration.gate import gate, gate_refused
     from mlinfra_prefect.integration.gpu import gpu
     from mlinfra_prefect.integration.infra import Infra
     from mlinfra_prefect.integration.lease import lease
-    from mlinfra_prefect.integration.phases import (
-        adeploy,
-        attach,
-        current,
-        deploy,
-        evaluate,
-        plan,
-        probe,
-        promote,
-        provision,
-        release,
-        retire,
-        rollback,
-        train,
-    )
+    from mlinfra_prefect.integration.phases import attach, evaluate, plan, provision, release, train
+    from mlinfra_prefect.integration.serving import adeploy, current, deploy, probe, promote, retire, rollback
     from mlinfra_prefect.model.artifact import ModelArtifact
     from mlinfra_prefect.model.offer import Plan
     from mlinfra_prefect.model.probe import ProbeRequest
@@ -49,12 +37,11 @@ _HOMES = {
     "gpu": "integration.gpu",
     "Infra": "integration.infra",
     "lease": "integration.lease",
+    **dict.fromkeys(("dataset_updated", "drift_detected"), "integration.events"),
+    **dict.fromkeys(("attach", "evaluate", "plan", "provision", "release", "train"), "integration.phases"),
     **dict.fromkeys(
-        (
-            "adeploy", "attach", "current", "deploy", "evaluate", "plan", "probe", "promote", "provision", "release",
-            "retire", "rollback", "train",
-        ),
-        "integration.phases",
+        ("adeploy", "current", "deploy", "probe", "promote", "retire", "rollback"),
+        "integration.serving",
     ),
     "ModelArtifact": "model.artifact",
     "Plan": "model.offer",
@@ -65,10 +52,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest", "TrainingJob",
-    "TrainingRequest", "Verdict", "__version__", "adeploy", "attach", "current", "deploy", "evaluate", "gate",
-    "gate_refused", "gpu", "lease", "node", "plan", "probe", "promote", "provision", "release", "retire", "rollback",
-    "train",
+    "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest",
+    "TrainingJob", "TrainingRequest", "Verdict", "__version__", "adeploy", "attach", "current", "dataset_updated",
+    "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease", "node", "plan", "probe",
+    "promote", "provision", "release", "retire", "rollback", "train",
 ]  # fmt: skip
 
 

@@ -32,7 +32,7 @@ from prefect.states import Completed
 from pydantic import Field
 
 from mlinfra_prefect.errors import InvalidInput, MlinfraError, UnsupportedHere
-from mlinfra_prefect.integration import phases
+from mlinfra_prefect.integration import phase, phases
 from mlinfra_prefect.integration.infra import Infra
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.integration.settings import settings
@@ -187,7 +187,7 @@ class _Waiting:
             approval = Approval(False, reason)
             if self._infra is not None:
                 self._mark("its plan was not approved")
-                phases.phase(phases.release, self._infra)
+                phase.phase(phases.release, self._infra)
         say(approval.reason)
         return approval
 
@@ -199,7 +199,7 @@ class _Waiting:
     def _mark(self, why: str) -> None:
         if self._infra is not None:
             with suppress(MlinfraError):
-                keeper.release(phases.context(), self._infra.id, reason=why)
+                keeper.release(phase.context(), self._infra.id, reason=why)
 
 
 def _described(plan: Plan, minutes: float) -> str:

@@ -10,8 +10,8 @@ import threading
 from contextlib import suppress
 from functools import partial
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError
-from mlinfra_prefect.integration import runs
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, ProbeFailed, RolledBack
+from mlinfra_prefect.integration import events, runs, telling
 from mlinfra_prefect.integration.canary import Judge, ProbeLike, answering, as_probe
 from mlinfra_prefect.integration.endpoint import Endpoint
 from mlinfra_prefect.integration.infra import Infra
@@ -105,6 +105,8 @@ def obtain(here: Context, asking: Asking) -> Infra:
     except BaseException:
         _give_back(here, infra.id, drain=asked.adopted)
         raise
+    if asking.wait:
+        events.tell_lease(infra.record)
     return infra
 
 
@@ -122,16 +124,19 @@ def serve(here: Context, deploying: Deploying) -> Endpoint:
 
 def await_rollout(here: Context, found: ServingAsked, check: Judge | None) -> Endpoint:
     """Wait for a rollout, telling its steps. Interrupted, it is rolled back."""
-    told = _Steps()
+    told = _Steps(here)
     try:
         endpoint = Endpoint(here, found.rollout.endpoint)
         version = found.rollout.version
         what = f"endpoint {endpoint.name}, version {version} ({found.rollout.id})"
         say(f"{what}: deploying {found.rollout.artifact.id} behind {endpoint.url}")
         record = rollouts.wait_rolled(here, found.rollout, on_step=told, answer=answering(here, check))
-    except BaseException:
+    except BaseException as error:
         rollouts.give_up(here, found, "the client stopped waiting for it")
+        if isinstance(error, ProbeFailed | RolledBack):
+            telling.rolled(here, found.rollout.id)
         raise
+    telling.rolled(here, found.rollout.id)
     if record.promoted_at is not None:
         say(f"endpoint {endpoint.name}: version {version} is promoted and answers at {endpoint.url}")
     else:
@@ -143,10 +148,12 @@ def await_rollout(here: Context, found: ServingAsked, check: Judge | None) -> En
 class _Steps:
     """Tells each step of a rollout once."""
 
-    def __init__(self) -> None:
+    def __init__(self, here: Context) -> None:
+        self._here = here
         self._told = 0
 
     def __call__(self, rollout: RolloutRecord) -> None:
+        telling.rolling(self._here, rollout)
         judged = [step for step in rollout.steps if step.ok is not None]
         for step in judged[self._told :]:
             say(f"probe {'passed' if step.ok else 'FAILED'} {step.reason}")

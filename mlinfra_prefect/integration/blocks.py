@@ -173,7 +173,7 @@ class MlinfraEnvironment(Block):
         Raises:
             InvalidInput, UnsupportedHere: as `environment`; or a file defines that name differently.
         """
-        from mlinfra_prefect.integration.phases import context
+        from mlinfra_prefect.integration.phase import context
         from mlinfra_prefect.lifecycle.applying import apply_environment
 
         made = self.environment(name)

@@ -204,13 +204,14 @@ def _have_pool(server: SyncPrefectClient, pool: str, *, create: bool) -> bool:
     return False
 
 
-def deployment_of(each: Shipped, pool: str, timezone: str) -> RunnerDeployment:
+def deployment_of(each: Shipped, pool: str, timezone: str, *, paused: bool = False) -> RunnerDeployment:
     """Return a row of the table as Prefect's own object; nothing is sent."""
     limit = None if each.limit is None else ConcurrencyLimitConfig(limit=each.limit, collision_strategy=each.collision)
     return RunnerDeployment.from_flow(
         load_flow_from_entrypoint(each.entrypoint, use_placeholder_flow=False),
         each.name,
         schedule=Cron(each.cron, timezone=timezone, slug=each.name) if each.cron else None,
+        paused=paused,
         concurrency_limit=limit,
         parameters=dict(each.parameters),
         triggers=list(each.triggers),
@@ -223,6 +224,7 @@ def deployment_of(each: Shipped, pool: str, timezone: str) -> RunnerDeployment:
 
 
 def _registered(server: SyncPrefectClient, each: Shipped, pool: str, timezone: str) -> Registered:
+    # An update that does not say `paused` resumes, and automations are replaced: what somebody stopped is looked up.
     try:
         before = server.read_deployment_by_name(each.full_name)
     except ObjectNotFound:
@@ -231,15 +233,19 @@ def _registered(server: SyncPrefectClient, each: Shipped, pool: str, timezone: s
         off = _switched_off(server, str(before.id))
         for trigger in each.triggers:
             trigger.enabled = trigger.name not in off
-    deployment_of(each, pool, timezone).apply()
+    deployment_of(each, pool, timezone, paused=before is not None and before.paused).apply()
     found = server.read_deployment_by_name(each.full_name)
     starts = [f"{each.cron} ({timezone})"] if each.cron else []
     starts += [str(trigger.name).removeprefix(PREFIX) for trigger in each.triggers]
     ui = get_current_settings().ui_url
     return Registered(
-        name=each.full_name, id=str(found.id), created=before is None, paused=bool(found.paused),
-        starts=", ".join(starts) or "you", url=f"{ui}/deployments/deployment/{found.id}" if ui else "",
-    )  # fmt: skip
+        name=each.full_name,
+        id=str(found.id),
+        created=before is None,
+        paused=bool(found.paused),
+        starts=", ".join(starts) or "you",
+        url=f"{ui}/deployments/deployment/{found.id}" if ui else "",
+    )
 
 
 def _switched_off(server: SyncPrefectClient, deployment_id: str) -> set[str]:

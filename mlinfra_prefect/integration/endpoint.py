@@ -69,6 +69,6 @@ class Endpoint:
 
 
 def _found(endpoint_id: str) -> Endpoint:
-    from mlinfra_prefect.integration.phases import context
+    from mlinfra_prefect.integration.phase import context
 
     return Endpoint(context(), endpoint_id)

@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from mlinfra_prefect.errors import InvalidInput
-from mlinfra_prefect.integration import runs
+from mlinfra_prefect.integration import runs, telling
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.lifecycle.gating import Judge, Metrics, judge
 from mlinfra_prefect.model.verdict import Verdict
@@ -29,6 +29,7 @@ REFUSED = "GateRefused"
 def _gate(scores: Mapping[str, Any], **criteria: Any) -> Verdict:
     verdict = judge(scores, **criteria)
     say(str(verdict), level=logging.INFO if verdict else logging.WARNING)
+    telling.judged(verdict, runs.owner().flow or "gate")
     return verdict
 
 

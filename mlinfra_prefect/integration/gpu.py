@@ -17,7 +17,7 @@ from prefect.flows import Flow
 from prefect.tasks import Task
 
 from mlinfra_prefect.errors import UnsupportedHere
-from mlinfra_prefect.integration import phases, runs
+from mlinfra_prefect.integration import phase, runs
 from mlinfra_prefect.integration.lease import lease
 from mlinfra_prefect.integration.requesting import RequestLike, as_request
 from mlinfra_prefect.integration.work import Options, callable_work, on_node
@@ -96,7 +96,7 @@ def _wrapped(function: Callable[P, R], request: TrainingRequest, options: Option
     def prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
         runs.refuse_elsewhere()
         _refuse_flow_body(function)
-        return callable_work(phases.context(), function, args, kwargs, options)
+        return callable_work(phase.context(), function, args, kwargs, options)
 
     if inspect.iscoroutinefunction(function):
 

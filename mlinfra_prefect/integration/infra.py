@@ -10,6 +10,7 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, ParamSpec, Self, TypeVar, overload
 
 from mlinfra_prefect.errors import NoModel, UnsupportedHere
+from mlinfra_prefect.integration import events
 from mlinfra_prefect.integration.saying import Reporter
 from mlinfra_prefect.integration.started import Block, started_through_infra
 from mlinfra_prefect.integration.work import Options, callable_work, job_work
@@ -168,10 +169,19 @@ class Infra:
             LeaseLost: the block of the lease has ended, or the lease is gone.
         """
         foreign = self._block.begin(self.id)
+        jobs: list[str] = []
         try:
             self.wait()
             with Reporter(work.label) as reporter:
-                return run_job(self._context, self.id, work, used=self._block.used, on_progress=reporter)
+                outcome = run_job(
+                    self._context, self.id, work, used=self._block.used, on_progress=reporter, on_job=jobs.append
+                )
+            events.tell_training(self.record, outcome.job_id, outcome.artifact)
+            return outcome
+        except Exception:
+            for job_id in jobs:
+                events.tell_training(self.record, job_id)
+            raise
         finally:
             self._block.end(foreign=foreign)
 

@@ -21,7 +21,7 @@ from prefect.flows import Flow
 from prefect.tasks import Task
 
 from mlinfra_prefect.errors import MlinfraError, UnsupportedHere
-from mlinfra_prefect.integration import phases, runs
+from mlinfra_prefect.integration import phase, phases, runs
 from mlinfra_prefect.integration.asking import Asking
 from mlinfra_prefect.integration.infra import Infra
 from mlinfra_prefect.integration.keys import ticket
@@ -90,7 +90,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
             infra = await asyncio.to_thread(self._obtain, asking)
         except asyncio.CancelledError:
             # The thread cannot be stopped, but it notices that what it waits for is going.
-            asking.give_up(phases.context())
+            asking.give_up(phase.context())
             self._over(asking)
             raise
         infra.block.bind()
@@ -103,14 +103,14 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         if asking is None:
             return
         if error is not None and not isinstance(error, Exception):
-            asking.give_up(phases.context())
+            asking.give_up(phase.context())
             if not isinstance(error, asyncio.CancelledError):  # this process is dying: no time for another thread
                 self._end(error)
                 return
         try:
             await asyncio.to_thread(self._end, error)
         except asyncio.CancelledError:
-            asking.give_up(phases.context())
+            asking.give_up(phase.context())
             raise
 
     def _begin(self) -> Asking:
@@ -128,7 +128,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
 
     def _obtain(self, asking: Asking) -> Infra:
         try:
-            infra = phases.phase(phases.provision_for_lease, asking)
+            infra = phase.phase(phases.provision_for_lease, asking)
         except BaseException:
             self._over(asking)
             raise
@@ -156,7 +156,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
 
     def _give_back(self, infra: Infra, error: BaseException | None) -> None:
         """Mark first, with nothing of Prefect in the way; then wait for the receipt where there is time to."""
-        here = phases.context()
+        here = phase.context()
         why = "its block ended" if error is None else f"its block ended with {type(error).__name__}"
         with suppress(MlinfraError):
             keeper.release(here, infra.id, reason=why)
@@ -164,7 +164,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         if dying and place_of(here, self._request.environment) == "process":
             return
         try:
-            self.receipt = keeper.wait_released(here, infra.id) if dying else phases.phase(phases.release, infra)
+            self.receipt = keeper.wait_released(here, infra.id) if dying else phase.phase(phases.release, infra)
         except MlinfraError as problem:
             if error is None:
                 raise

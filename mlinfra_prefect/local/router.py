@@ -951,6 +951,7 @@ class Router:
         self.pages: dict[bytes, Callable[[], dict[str, Any] | str]] = {
             b"/mlinfra/health": self.health, b"/mlinfra/state": self.state, b"/mlinfra/metrics": self.metrics,
         }  # fmt: skip
+        self._path = str(routes)
         self._tallies: dict[int, Tally] = {}
         self._idle: dict[str, list[Upstream]] = {}
         self._seen: tuple[int, int, int] | None = None
@@ -1021,7 +1022,7 @@ class Router:
 
     def _follow(self) -> None:
         try:
-            status = self.routes.stat()
+            status = os.stat(self._path)  # noqa: PTH116 (forty times a second: pathlib takes three times as long)
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
             if seen == self._seen:
                 return

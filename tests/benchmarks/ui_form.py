@@ -68,6 +68,6 @@ def _started(place: Place, screen: prefect_screen.Screen, name: str) -> float:
     screen.open_form(place.deployment(name)["id"])
     # It starts, and then fails before anything is created: the start is what is measured.
     screen.fill(accelerator="none-of-that-name")
-    clicked = screen.submit()
-    run = place.over(screen.submitted(), seconds=RUN_SECONDS)
+    run_id, clicked = screen.submit()
+    run = place.over(run_id, seconds=RUN_SECONDS)
     return datetime.fromisoformat(run["start_time"]).timestamp() - clicked

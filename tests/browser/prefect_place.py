@@ -31,6 +31,7 @@ START_SECONDS = 120.0
 COMMAND_SECONDS = 120.0
 WORKER_END_SECONDS = 5.0
 QUIET_SECONDS = 60.0
+TRIES = 5
 OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -116,23 +117,26 @@ class Place:
 
     # --- asking
 
+    def answer(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """What the API answers. On SQLite it is busy now and then, and Prefect's clients ask again then too."""
+        for _ in range(TRIES):
+            answer = self.api.request(method, path, **options)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            time.sleep(1)
+        return answer
+
     def posted(self, path: str, **body: Any) -> Any:
         """What the API answers to a POST, which must succeed."""
-        answer = self.api.post(path, json=body)
-        answer.raise_for_status()
-        return answer.json()
+        return self.answer("POST", path, json=body).raise_for_status().json()
 
     def deployment(self, name: str) -> dict[str, Any]:
         """A deployment by ``flow/deployment``."""
-        answer = self.api.get(f"/deployments/name/{name}")
-        answer.raise_for_status()
-        return dict(answer.json())
+        return dict(self.answer("GET", f"/deployments/name/{name}").raise_for_status().json())
 
     def run(self, run_id: str) -> dict[str, Any]:
         """A flow run."""
-        answer = self.api.get(f"/flow_runs/{run_id}")
-        answer.raise_for_status()
-        return dict(answer.json())
+        return dict(self.answer("GET", f"/flow_runs/{run_id}").raise_for_status().json())
 
     def runs(self, deployment_id: str) -> list[str]:
         """The ids of a deployment's runs."""

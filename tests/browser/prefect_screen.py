@@ -6,6 +6,8 @@ and the like):
 * Fields are found by their labels (``epochs (Optional)``), which are the names of the flow's parameters; the text under
   one is that parameter's line in the flow's docstring. Text is a ``textarea``, numbers are ``input[type=number]``.
 * *Submit* leads back to the deployment, with a message whose button *View run* leads to the run.
+* On SQLite the server may answer 503 when it is busy ("database is locked"). Prefect's clients try again; the form says
+  nothing at all, and one clicks again.
 * *Resume* is in the menu behind the three dots, and *Open menu* is what a screen reader calls that button. The
   description of `pause_flow_run` is rendered in the dialog, tables and mermaid too. (The first UI shows a picture's
   source there, and has *Resume* as a button.)
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 REQUIRED = "MLINFRA_REQUIRE_BROWSER"
 SHOWN_MS = 30_000
 """How long anything may take to be on the screen, on a busy machine."""
+TRIES = 5
+BUSY = 503
 REFUSED = "Error creating flow run"
 OVER = frozenset({"Completed", "Failed", "Crashed", "Cancelled", "GateRefused", "NotApproved"})
 KNOWN_OUTSIDE = frozenset({"sr-client-cfg.amplitude.com"})
@@ -135,16 +139,24 @@ class Screen:
     def _menu(self) -> Locator:
         return self.page.get_by_role("button", name="Open menu")
 
-    def submit(self) -> float:
-        """Click; returns when (seconds of the epoch)."""
-        button = self.page.get_by_role("button", name="Submit")
-        button.scroll_into_view_if_needed()
-        at = time.time()
-        button.click()
-        return at
+    def click_submit(self) -> None:
+        """Click *Submit*, where the form itself may refuse."""
+        self.page.get_by_role("button", name="Submit").click()
 
-    def submitted(self) -> str:
-        """Go to the run that was just made; returns its id."""
+    def send(self) -> float:
+        """Click *Submit* until the server has answered; returns when it was clicked (seconds of the epoch)."""
+        for _ in range(TRIES):
+            with self.page.expect_response(re.compile("/create_flow_run$")) as answer:
+                clicked = time.time()
+                self.click_submit()
+            if answer.value.status != BUSY:
+                return clicked
+            time.sleep(1)
+        raise AssertionError(f"the server was busy {TRIES} times")
+
+    def submit(self) -> tuple[str, float]:
+        """Send the form and go to the run that was made; returns its id, and when it was clicked."""
+        clicked = self.send()
         made = self.page.get_by_role("button", name="View run")
         refused = self.page.get_by_text(REFUSED)
         made.or_(refused).first.wait_for()
@@ -153,7 +165,7 @@ class Screen:
         self.page.wait_for_url(re.compile("/runs/flow-run/"))
         # The address changes before the page does, and the old one shows states of other runs.
         self.page.get_by_role("tab", name="Logs", exact=True).wait_for()
-        return self.page.url.partition("/runs/flow-run/")[2].partition("?")[0]
+        return self.page.url.partition("/runs/flow-run/")[2].partition("?")[0], clicked
 
     # --- a run
 

@@ -126,7 +126,6 @@ def test_a_retry_asks_again(person) -> None:
     """An answer is to one try: a yes of the first must not pay for the second without a word."""
     tries = []
     with person({"decision": "approve"}, {"decision": "reject"}) as who:
-
         # Going on after a pause counts as a run, so with Prefect the first pause costs a retry.
         @flow(flow_run_name=who.name, retries=2)
         def asks() -> Any:

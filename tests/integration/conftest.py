@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE), str(PROJECT)]
 
 from integration_harness import QUIET_SECONDS, Asked, processes_of, records  # noqa: E402
 
-from mlinfra_prefect.integration.phases import context  # noqa: E402
+from mlinfra_prefect.integration.phase import context  # noqa: E402
 from mlinfra_prefect.keeper import client as keeper  # noqa: E402
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 import psutil
 
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.model.lease import LeaseRecord, State
 
 F = TypeVar("F")

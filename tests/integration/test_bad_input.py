@@ -12,7 +12,7 @@ from pydantic import SecretStr
 
 from mlinfra_prefect import Plan, gpu, lease, plan, provision
 from mlinfra_prefect.errors import CapacityUnavailable, InvalidInput, NoCodec, NotImportable
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 
 
 def outer():

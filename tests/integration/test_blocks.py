@@ -24,7 +24,7 @@ from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from mlinfra_prefect.collection import MlinfraEnvironment, MlinfraRequest
 from mlinfra_prefect.errors import InvalidInput, UnsupportedHere
 from mlinfra_prefect.integration.lease import lease
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.integration.requesting import as_request, find_environment
 from mlinfra_prefect.integration.settings import MlinfraSettings
 from mlinfra_prefect.keeper.desk import laid

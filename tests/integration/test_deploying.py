@@ -14,7 +14,7 @@ from prefect import flow
 
 from mlinfra_prefect import Endpoint, ModelArtifact, adeploy, current, lease, release
 from mlinfra_prefect.errors import EndpointExists
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.lease import State
 

@@ -16,7 +16,7 @@ from prefect.exceptions import TerminationSignal
 from mlinfra_prefect import Infra, TrainingRequest, attach, lease, provision, release
 from mlinfra_prefect.errors import LeaseAmbiguous, LeaseLost, UnsupportedHere
 from mlinfra_prefect.integration.lease import lease as lease_itself
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.model.lease import State
 
 

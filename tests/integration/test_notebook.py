@@ -56,7 +56,7 @@ import time
 def forgets() -> str:
     return provision("cpu", max_minutes=5).id
 
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 record = context().record(forgets())
 until = time.monotonic() + 60
 while context().record(record.id).state != "released" and time.monotonic() < until:

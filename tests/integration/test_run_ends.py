@@ -12,9 +12,22 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, StateType
 from prefect.states import Cancelled, Completed, Crashed, Failed, Paused, Running, Suspended
 
-from mlinfra_prefect import Infra, deploy, evaluate, lease, plan, provision, release, train
+from mlinfra_prefect import (
+    Infra,
+    deploy,
+    evaluate,
+    lease,
+    plan,
+    probe,
+    promote,
+    provision,
+    release,
+    retire,
+    rollback,
+    train,
+)
 from mlinfra_prefect.errors import LeaseLost
-from mlinfra_prefect.integration import phases, run_end
+from mlinfra_prefect.integration import phases, run_end, serving
 from mlinfra_prefect.model.lease import State as LeaseState
 
 
@@ -162,8 +175,8 @@ def test_a_run_that_left_this_process_is_over_and_one_that_waits_here_is_not() -
 @row("phases-never-cached")
 def test_phases_are_never_cached_persisted_or_retried_by_prefect(asked: Asked, tmp_path) -> None:
     """A cached handle would be one to a destroyed machine: no phase has a cache or a stored result."""
-    public = (plan, provision, train, evaluate, deploy, release)
-    for phase in (*public, phases.provision_for_lease, phases.deploy_noticed, phases.train_work):
+    public = (plan, provision, train, evaluate, deploy, release, probe, promote, rollback, retire)
+    for phase in (*public, phases.provision_for_lease, serving.deploy_noticed, phases.train_work):
         assert phase.cache_policy == NO_CACHE
         assert phase.persist_result is False
         assert phase.retries == 0

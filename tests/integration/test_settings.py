@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlinfra_prefect.errors import InvalidInput
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.integration.requesting import as_request
 from mlinfra_prefect.integration.saying import Reporter
 from mlinfra_prefect.integration.settings import PREFIX, MlinfraSettings, apply_settings, settings

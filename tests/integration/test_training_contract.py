@@ -12,7 +12,7 @@ from integration_harness import Asked, eventually, row
 
 from mlinfra_prefect import Infra, ModelArtifact, TrainingJob, deploy, evaluate, lease, provision, release, train
 from mlinfra_prefect.errors import BadMetrics, NodeError, NoModel, TrainingStopped, UnsupportedHere
-from mlinfra_prefect.integration.phases import context
+from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.model.lease import State
 
 

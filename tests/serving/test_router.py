@@ -1,0 +1,937 @@
+"""The local router: shares, swaps and dying servers under load, and messages that pass byte for byte."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from mlinfra_prefect.local import router
+from mlinfra_prefect.local.router import Body, Malformed, Picker, Table, Version, parse_fields, quantile
+
+SOURCE = Path(router.__file__)
+PATIENCE = 20.0
+NAME = "churn"
+
+
+# --- what the tests are made of --------------------------------------------------------------------------------------
+
+
+def until(holds: Callable[[], Any], what: str) -> Any:
+    """Look until something holds, and return it."""
+    end = time.monotonic() + PATIENCE
+    while not (found := holds()):
+        assert time.monotonic() < end, f"not within {PATIENCE:g} s: {what}"
+        time.sleep(0.005)
+    return found
+
+
+def receive(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
+    """Read one request from a socket; return it as it came, and what came after it. ConnectionError at its end."""
+    while b"\r\n\r\n" not in data:
+        data += _some(connection)
+    head, _, rest = data.partition(b"\r\n\r\n")
+    length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
+    while len(rest) < length:
+        rest += _some(connection)
+    return head + b"\r\n\r\n" + rest[:length], rest[length:]
+
+
+def _some(connection: socket.socket) -> bytes:
+    found = connection.recv(1 << 20)
+    if not found:
+        raise ConnectionError
+    return found
+
+
+def plain(body: bytes = b"{}", status: str = "200 OK") -> bytes:
+    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body)
+
+
+PLAIN = plain()
+
+
+class Backend:
+    """A server made of threads: `behave(connection, request)` answers and returns whether the connection stays."""
+
+    def __init__(self, behave: Callable[[socket.socket, bytes], bool] | bytes = PLAIN) -> None:
+        self.behave = (lambda to, _: to.sendall(behave) is None) if isinstance(behave, bytes) else behave
+        self.received: list[bytes] = []
+        self.open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.port = self._listening.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listening.accept()
+                with self._lock:
+                    self.open.add(connection)
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        rest = b""
+        with suppress(OSError):
+            while True:
+                request, rest = receive(connection, rest)
+                self.received.append(request)
+                if not self.behave(connection, request):
+                    break
+        with self._lock:
+            self.open.discard(connection)
+        connection.close()
+
+    def kill(self) -> None:
+        """End as a killed process does: nobody listens, and every connection breaks. Idempotent."""
+        with suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
+        self._listening.close()
+        self._thread.join(PATIENCE)
+        with self._lock:
+            for connection in self.open:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+
+def says(what: str) -> bytes:
+    return plain(what.encode())
+
+
+@pytest.fixture
+def backend() -> Iterator[Callable[..., Backend]]:
+    """Start backends that end with the test."""
+    with ExitStack() as stack:
+
+        def start(*arguments: Any, **more: Any) -> Backend:
+            made = Backend(*arguments, **more)
+            stack.callback(made.kill)
+            return made
+
+        yield start
+
+
+@dataclass
+class Routed:
+    """A running router with its routes."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    routes: Path
+    log: Path
+    revision: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def write(self, *versions: tuple[int, int, list[str]], **changes: Any) -> int:
+        """Replace the routes as the keeper does; returns their revision."""
+        self.revision += 1
+        listed = [{"version": number, "share": share, "urls": urls} for number, share, urls in versions]
+        told = {"schema": router.ROUTES_SCHEMA, "revision": self.revision, "name": NAME, "versions": listed, **changes}
+        self.put(json.dumps(told).encode())
+        return self.revision
+
+    def put(self, content: bytes) -> None:
+        fresh = self.routes.with_name(".fresh")
+        fresh.write_bytes(content)
+        fresh.replace(self.routes)
+
+    def route(self, *versions: tuple[int, int, list[str]]) -> None:
+        """Replace the routes and wait until requests follow them."""
+        revision = self.write(*versions)
+        until(lambda: self.state()["revision"] == revision, f"revision {revision}: {self.state()['problem']}")
+
+    def page(self, path: str) -> tuple[int, bytes]:
+        return self.ask("GET", path)[:2]
+
+    def state(self) -> dict[str, Any]:
+        return json.loads(self.page("/mlinfra/state")[1])
+
+    def version(self, number: int) -> dict[str, Any]:
+        told = self.state()
+        return next(each for each in (*told["versions"], *told["gone"]) if each["version"] == number)
+
+    def ask(
+        self, method: str = "POST", path: str = "/v2/models/churn/infer", body: Any = None, **headers: str
+    ) -> tuple[int, bytes, http.client.HTTPMessage]:
+        """Ask on a connection of its own."""
+        named = {key.replace("_", "-"): value for key, value in headers.items()}
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            return answer.status, answer.read(), answer.headers
+
+    def talk(self, sent: bytes) -> bytes:
+        """Send some bytes and return all that comes until the router closes the connection."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
+            connection.sendall(sent)
+            said = b""
+            while data := connection.recv(1 << 16):
+                said += data
+        return said
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def running(place: Path, *extra: str, fd: int | None = None, port: int | None = None) -> Iterator[Routed]:
+    """The program in an environment that would lead a careless HTTP client to a proxy."""
+    port = port or free_port()
+    argv = [sys.executable, "-I", str(SOURCE), "--name", NAME, "--routes", str(place / "routes.json"), *extra]
+    argv += ["--port", str(port)] if fd is None else ["--fd", str(fd)]
+    nowhere = "http://127.0.0.1:9"
+    env = {"PATH": os.defpath, "HTTP_PROXY": nowhere, "http_proxy": nowhere, "ALL_PROXY": nowhere}
+    log = place / "router.log"
+    with log.open("ab") as sink:
+        process = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env, pass_fds=[] if fd is None else [fd]
+        )
+    made = Routed(process, port, place / "routes.json", log)
+
+    def lives() -> bool:
+        assert process.poll() is None, log.read_text()
+        with suppress(OSError):
+            return made.page("/mlinfra/health")[0] == 200
+        return False
+
+    try:
+        until(lives, "the router serves")
+        yield made
+        assert "Traceback" not in log.read_text(), log.read_text()
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def routed(tmp_path: Path) -> Iterator[Routed]:
+    with running(tmp_path) as made:
+        yield made
+
+
+class Load:
+    """Clients that ask without a pause, on connections that they keep; what failed, and who answered."""
+
+    def __init__(self, port: int, clients: int = 4) -> None:
+        self.port = port
+        self.failed: list[str] = []
+        self.answers: Counter[str] = Counter()
+        self._over = threading.Event()
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(clients)]
+        for thread in self._threads:
+            thread.start()
+
+    def _run(self) -> None:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
+            while not self._over.is_set():
+                try:
+                    connection.request("POST", "/v2/models/churn/infer", b"{}")
+                    answer = connection.getresponse()
+                    said = answer.read().decode()
+                    if answer.status != 200:
+                        self.failed.append(f"{answer.status}: {said}")
+                    self.answers[said] += 1
+                except (OSError, http.client.HTTPException) as error:
+                    self.failed.append(repr(error))
+                    connection.close()
+                time.sleep(0.001)
+
+    def more(self, count: int = 20) -> None:
+        """Wait until so many more were answered."""
+        wanted = self.answers.total() + count
+        until(lambda: self.answers.total() >= wanted, f"{count} more answers; failed: {self.failed[:3]}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+
+
+class Gate:
+    """A behaviour that answers when it is told to."""
+
+    def __init__(self, answer: bytes = PLAIN) -> None:
+        self.answer, self.opened = answer, threading.Event()
+
+    def __call__(self, connection: socket.socket, _: bytes) -> bool:
+        self.opened.wait(PATIENCE)
+        connection.sendall(self.answer)
+        return True
+
+
+# --- shares ----------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_hundred_requests_each_version_gets_exactly_its_share(routed: Routed, backend: Any) -> None:
+    """And its replicas take turns."""
+    one, two, three = backend(says("one")), backend(says("two")), backend(says("three"))
+    routed.route((1, 90, [one.url]), (2, 10, [two.url, three.url]))
+    told = [routed.ask() for _ in range(100)]
+    assert Counter(body for _, body, _ in told) == {b"one": 90, b"two": 5, b"three": 5}
+    assert Counter(headers["Mlinfra-Version"] for _, _, headers in told) == {"1": 90, "2": 10}
+    assert [each["requests"] for each in routed.state()["versions"]] == [90, 10]
+
+
+@pytest.mark.parametrize("share", [1, 10, 33, 50, 90])
+def test_small_counts_are_near_the_shares_too(share: int) -> None:
+    """Any stretch of a turn is within one request of the share; random picks would not be."""
+    picker = Picker(Table(1, (Version(1, 100 - share, ("a",)), Version(2, share, ("b",)))))
+    picked = [found[0].version for _ in range(300) if (found := picker.pick(None))]
+    for count in range(1, 300):
+        assert abs(picked[:count].count(2) - count * share / 100) <= 1
+
+
+def test_a_request_that_names_a_version_gets_it_whatever_its_share(routed: Routed, backend: Any) -> None:
+    """As a probe asks a version without a share; one without a route is a 404, and no other answers for it."""
+    one, two = backend(says("one")), backend(says("two"))
+    routed.route((1, 100, [one.url]), (2, 0, [two.url]))
+    assert routed.ask(Mlinfra_Version="2")[1] == b"two"
+    for unknown in ("3", "two", "-1"):
+        status, body, _ = routed.ask(Mlinfra_Version=unknown)
+        assert status == 404
+        assert json.loads(body)["error"] == f"Endpoint 'churn' has no version {unknown!r}; it has 1, 2."
+    two.kill()
+    status, body, headers = routed.ask(Mlinfra_Version="2")
+    assert (status, headers["Mlinfra-Version"], headers["Retry-After"]) == (503, "2", "1")
+    assert "the last was version 2: it cannot be reached" in json.loads(body)["error"]
+    assert len(one.received) == 0
+    assert routed.version(2)["errors"] == 1
+
+
+def test_without_versions_it_is_healthy_and_asks_to_come_back(routed: Routed) -> None:
+    """The routes file is not even there."""
+    assert routed.page("/mlinfra/health")[0] == 200
+    for path in ("/v2/health/ready", "/v2/models/churn/infer"):
+        status, body, headers = routed.ask("GET", path)
+        assert (status, headers["Retry-After"]) == (503, "1")
+        assert json.loads(body)["error"] == "Endpoint 'churn' has no server yet; ask again soon."
+    told = routed.state()
+    assert (told["revision"], told["versions"]) == (0, [])
+    assert "cannot be read (No such file or directory)" in told["problem"]
+    routed.route()
+    assert routed.state()["problem"] is None
+
+
+# --- changes under load ----------------------------------------------------------------------------------------------
+
+
+def test_twenty_swaps_under_load_fail_no_request(routed: Routed, backend: Any) -> None:
+    """Each time the old server is killed as soon as nothing is in flight to it; after the swap it gets no request."""
+    old = backend(says("0"))
+    routed.route((1, 100, [old.url]))
+    with Load(routed.port) as load:
+        load.more()
+        for number in range(2, 22):
+            new = backend(says(str(number)))
+            routed.route((number - 1, 90, [old.url]), (number, 10, [new.url]))
+            load.more(10)
+            routed.route((number, 100, [new.url]))
+            until(lambda: not routed.state()["gone"], "the old version is idle")
+            got = len(old.received)
+            load.more(10)
+            assert len(old.received) == got
+            until(lambda gone=old: not gone.open, "its connections are closed")
+            old.kill()
+            old = new
+    assert load.failed == []
+    assert load.answers["21"] >= 10
+
+
+def test_a_killed_server_fails_no_request_while_another_lives(routed: Routed, backend: Any) -> None:
+    """First a replica of two, then the whole version; its tries count as retried, and the answers as the other's."""
+    one, two, three = backend(says("one")), backend(says("two")), backend(says("three"))
+    routed.route((1, 50, [one.url, two.url]), (2, 50, [three.url]))
+    with Load(routed.port) as load:
+        load.more()
+        one.kill()
+        load.more(50)
+        two.kill()
+        load.more(50)
+        routed.write((1, 50, [one.url, two.url]), (2, 50, [three.url]))
+    assert load.failed == []
+    told = routed.version(1)
+    assert told["retried"] > 0
+    assert told["errors"] == routed.version(2)["errors"] == 0
+
+
+def test_a_request_in_flight_to_a_removed_version_ends_there(routed: Routed, backend: Any) -> None:
+    """State tells of it until then; its connections are closed after it."""
+    gate = Gate(says("late"))
+    one, two = backend(gate), backend(says("two"))
+    routed.route((1, 100, [one.url]))
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(routed.ask)
+        until(lambda: one.received, "the request is there")
+        routed.route((2, 100, [two.url]))
+        assert routed.ask()[1] == b"two"
+        (gone,) = routed.state()["gone"]
+        assert (gone["version"], gone["share"], gone["in_flight"]) == (1, 0, 1)
+        gate.opened.set()
+        status, body, headers = asked.result(PATIENCE)
+    assert (status, body, headers["Mlinfra-Version"]) == (200, b"late", "1")
+    assert routed.state()["gone"] == []
+    until(lambda: not one.open, "its connection is closed")
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"{", "Expecting property name"),
+        (b'{"\xff": 1}', "can't decode"),
+        (b"[]", "schema is not 'mlinfra-prefect/routes/1'"),
+        (b"[" * 100_000, "recursion"),
+        ({"schema": "mlinfra-prefect/routes/2"}, "schema is not"),
+        ({"name": "fraud"}, "name is 'fraud', and this is the router of 'churn'"),
+        ({"revision": 1}, "revision 1 is older than 2"),
+        ({"revision": 2}, "revision 2 has other routes than it had"),
+        ({"revision": "9"}, "revision must be a whole number from 0, not '9'"),
+        ({"revision": True}, "revision must be a whole number"),
+        ({"versions": None}, "versions must be a list"),
+        ({"versions": [1]}, "no object: 1"),
+        ({"versions": [{"version": 1, "share": 100, "urls": []}]}, "urls is empty, but version 1 has a share"),
+        ({"versions": [{"version": 1, "share": 90, "urls": ["http://127.0.0.1:1"]}]}, "share adds up to 90"),
+        ({"versions": [{"version": 1, "share": -1, "urls": []}]}, "share must be a whole number"),
+        ({"versions": [{"version": 1, "share": 0, "urls": []}] * 2}, "lists a version twice"),
+        ({"versions": [{"version": 1, "share": 0, "urls": "http://127.0.0.1:1"}]}, "urls must be a list of"),
+        ({"versions": [{"version": 1, "share": 0, "urls": ["http://10.0.0.1:80"]}]}, "urls must be a list of http://1"),
+        (None, "cannot be read"),
+    ],
+)
+def test_routes_that_are_not_right_are_told_and_not_followed(
+    routed: Routed, backend: Any, content: bytes | dict[str, Any] | None, problem: str
+) -> None:
+    """The last good ones go on, and the next good ones are followed."""
+    one, two = backend(says("one")), backend(says("two"))
+    routed.write()
+    routed.route((1, 100, [one.url]))
+    if content is None:
+        routed.routes.unlink()
+    elif isinstance(content, bytes):
+        routed.put(content)
+    else:
+        routed.write((2, 100, [two.url]), **content)
+    until(lambda: problem in (routed.state()["problem"] or ""), f"{problem!r} is told")
+    assert routed.ask()[1] == b"one"
+    assert routed.state()["revision"] == 2
+    routed.revision = 9
+    routed.route((2, 100, [two.url]))
+    assert routed.ask()[1] == b"two"
+    assert routed.state()["problem"] is None
+
+
+# --- servers that fail -----------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_breaks_once_is_asked_again(routed: Routed, backend: Any) -> None:
+    """It has no alternative, so the same one is, a moment later: on a fresh connection it had failed."""
+    breaks = iter([True])
+
+    def behave(connection: socket.socket, _: bytes) -> bool:
+        if next(breaks, False):
+            return False
+        connection.sendall(says("second"))
+        return True
+
+    routed.route((1, 100, [backend(behave).url]))
+    assert routed.ask()[:2] == (200, b"second")
+    told = routed.version(1)
+    assert (told["requests"], told["retried"], told["errors"]) == (1, 1, 0)
+
+
+def test_a_kept_connection_that_the_server_had_closed_says_nothing_against_it(routed: Routed, backend: Any) -> None:
+    """Servers close idle connections when they like, also as the next request is on its way."""
+    asked = []
+
+    def behave(connection: socket.socket, _: bytes) -> bool:
+        asked.append(connection)
+        if asked.count(connection) > 1:
+            return False  # it closes without a word, as one does whose keep-alive ended just now
+        connection.sendall(plain())
+        return True
+
+    routed.route((1, 100, [backend(behave).url]))
+    assert [routed.ask()[0] for _ in range(5)] == [200] * 5
+    assert len(asked) > 5
+    told = routed.version(1)
+    assert (told["requests"], told["retried"], told["errors"]) == (5, 0, 0)
+
+
+def test_a_silent_server_is_given_up(tmp_path: Path, backend: Any) -> None:
+    """Another one answers instead; where there is none, that is a 503."""
+    with running(tmp_path, "--timeout-seconds", "0.2") as routed:
+        silent, other = backend(Gate()), backend(says("other"))
+        routed.route((1, 100, [silent.url]), (2, 0, [other.url]))
+        status, body, _ = routed.ask()
+        assert status == 503
+        assert "it was silent for 0.2 s" in json.loads(body)["error"]
+        routed.route((1, 99, [silent.url]), (2, 1, [other.url]))
+        assert routed.ask()[:2] == (200, b"other")
+        told = routed.version(1)
+        assert (told["requests"], told["errors"], told["retried"], told["in_flight"]) == (1, 1, 1, 0)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"SSH-2.0-OpenSSH_9.2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n1",
+        b"x" * 70_000,
+    ],
+    ids=["no HTTP", "two lengths", "endless head"],
+)
+def test_an_answer_that_is_none_is_a_failed_try(routed: Routed, backend: Any, answer: bytes) -> None:
+    """The client gets a sentence, never those bytes."""
+    routed.route((1, 100, [backend(answer).url]))
+    status, body, _ = routed.ask()
+    assert status == 503
+    assert "No server of endpoint 'churn' answers" in json.loads(body)["error"]
+
+
+def test_half_an_answer_is_never_taken_for_a_whole_one(routed: Routed, backend: Any) -> None:
+    """Its connection breaks in the client's face, too, and it counts as an error."""
+
+    def behave(connection: socket.socket, request: bytes) -> bool:
+        chunked = b"/chunked" in request
+        framing = b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n" if chunked else b"Content-Length: 8\r\n\r\nhalf"
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + framing)
+        return False
+
+    routed.route((1, 100, [backend(behave).url]))
+    for path in ("/length", "/chunked"):
+        with pytest.raises((http.client.IncompleteRead, ConnectionError)):
+            routed.ask("GET", path)
+    told = routed.version(1)
+    assert (told["requests"], told["errors"], told["in_flight"]) == (2, 2, 0)
+
+
+# --- counting --------------------------------------------------------------------------------------------------------
+
+
+def test_answers_are_counted_by_their_status_for_as_long_as_the_router_lives(routed: Routed, backend: Any) -> None:
+    """Statuses pass; a version that comes back goes on counting."""
+
+    def behave(connection: socket.socket, request: bytes) -> bool:
+        connection.sendall(plain(status=request.split(b" ")[1][1:].decode() + " As It Is"))
+        return True
+
+    one = backend(behave)
+    routed.route((1, 100, [one.url]))
+    for status in (200, 200, 404, 422, 500, 503):
+        assert routed.ask("GET", f"/{status}")[0] == status
+    before = routed.version(1)
+    assert (before["requests"], before["errors"], before["client_errors"]) == (6, 2, 2)
+    latency = before["latency"]
+    assert latency["count"] == 6 == sum(count for _, count in latency["buckets"])
+    assert [bound for bound, _ in latency["buckets"]] == [*router.BOUNDS, None]
+    assert 0 < latency["sum_seconds"] < 6 * PATIENCE
+    assert 0 < before["p50_ms"] <= before["p95_ms"] <= before["p99_ms"]
+    routed.route()
+    routed.route((1, 100, [one.url]))
+    routed.ask("GET", "/200")
+    assert routed.version(1)["requests"] == 7
+    text = routed.page("/mlinfra/metrics")[1].decode()
+    for line in (
+        'mlinfra_router_requests_total{name="churn",version="1"} 7',
+        'mlinfra_router_errors_total{name="churn",version="1"} 2',
+        'mlinfra_router_share_percent{name="churn",version="1"} 100',
+        'mlinfra_router_seconds_bucket{name="churn",version="1",le="+Inf"} 7',
+        'mlinfra_router_seconds_count{name="churn",version="1"} 7',
+        'mlinfra_router_revision{name="churn"} 3',
+    ):
+        assert line in text.splitlines()
+
+
+def test_a_client_that_goes_away_is_no_error_of_the_version(routed: Routed, backend: Any) -> None:
+    """And nothing stays in flight for it."""
+    gate = Gate()
+    one = backend(gate)
+    routed.route((1, 100, [one.url]))
+    with socket.create_connection(("127.0.0.1", routed.port)) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        until(lambda: one.received, "the request is there")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    until(lambda: routed.version(1)["in_flight"] == 0, "nothing is in flight")
+    told = routed.version(1)
+    assert (told["requests"], told["errors"], told["client_errors"]) == (1, 0, 1)
+    gate.opened.set()
+
+
+@pytest.mark.parametrize(
+    ("buckets", "part", "seconds"),
+    [
+        ([], 0.5, None),
+        ([(1.0, 0), (None, 0)], 0.5, None),
+        ([(1.0, 10), (2.0, 0), (None, 0)], 0.5, 0.5),
+        ([(1.0, 50), (2.0, 50), (None, 0)], 0.95, 1.9),
+        ([(1.0, 0), (2.0, 4), (None, 0)], 1.0, 2.0),
+        ([(1.0, 1), (2.0, 0), (None, 99)], 0.5, 2.0),
+    ],
+)
+def test_quantiles_lie_within_their_bucket(buckets: Any, part: float, seconds: float | None) -> None:
+    """Requests above all bounds count as the last bound."""
+    assert quantile(buckets, part) == (None if seconds is None else pytest.approx(seconds))
+
+
+# --- messages --------------------------------------------------------------------------------------------------------
+
+
+def test_messages_pass_byte_for_byte(routed: Routed, backend: Any) -> None:
+    """Also names in odd case, headers that come twice, a reason, an escaped path; what is of one hop does not."""
+    answer = (
+        b"HTTP/1.1 207 Sort Of Fine\r\nX-oDD:  two  spaces \r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
+        b"Content-Length: 4\r\nKeep-Alive: timeout=5\r\nX-Hop: 1\r\nConnection: keep-alive, x-hop\r\n"
+        b"Mlinfra-Version: 99\r\n\r\n\0\xff\r\n"
+    )
+    server = backend(answer)
+    routed.route((7, 100, [server.url]))
+    said = routed.talk(
+        b"PATCH //a%2Fb/../c?q=%20&&x HTTP/1.1\r\nhost: Example:1\r\nX-oDD:\tv\xe9 \r\nAccept: a\r\nAccept: b\r\n"
+        b"TE: trailers\r\nConnection: close, X-Mine\r\nx-mine: 1\r\nProxy-Connection: x\r\nUpgrade: h2c\r\n"
+        b"Content-Length: 6\r\n\r\n\0\x01\r\n\r\n"
+    )
+    assert server.received == [
+        (
+            b"PATCH //a%2Fb/../c?q=%20&&x HTTP/1.1\r\nhost: Example:1\r\nX-oDD:\tv\xe9 \r\nAccept: a\r\nAccept: b\r\n"
+            b"Content-Length: 6\r\n\r\n\0\x01\r\n\r\n"
+        )
+    ]
+    assert said == (
+        b"HTTP/1.1 207 Sort Of Fine\r\nX-oDD:  two  spaces \r\nSet-Cookie: a=1\r\nSet-Cookie: b=2\r\n"
+        b"Content-Length: 4\r\nMlinfra-Version: 7\r\nConnection: close\r\n\r\n\0\xff\r\n"
+    )
+
+
+def test_large_bodies_pass_whole_in_both_directions(routed: Routed, backend: Any) -> None:
+    """To a client that begins to read late, too."""
+
+    def echo(connection: socket.socket, request: bytes) -> bool:
+        connection.sendall(plain(request.partition(b"\r\n\r\n")[2]))
+        return True
+
+    routed.route((1, 100, [backend(echo).url]))
+    content = os.urandom(12 << 20)
+    with closing(http.client.HTTPConnection("127.0.0.1", routed.port, timeout=PATIENCE)) as connection:
+        for _ in range(2):
+            connection.request("POST", "/", content)
+            time.sleep(0.05)  # the router's buffers fill up, and it must not read on
+            assert connection.getresponse().read() == content
+    assert int(Path(f"/proc/{routed.process.pid}/status").read_text().split("VmRSS:")[1].split()[0]) < 120 << 10
+
+
+def test_chunks_of_a_request_become_one_length(routed: Routed, backend: Any) -> None:
+    """The body is the same; extensions and trailers end here."""
+    server = backend()
+    routed.route((1, 100, [server.url]))
+    routed.talk(
+        b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n"
+        b"3;note=1\r\nabc\r\nA\r\n0123456789\r\n0\r\nX-Trailer: 1\r\n\r\n"
+    )
+    assert server.received == [b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 13\r\n\r\nabc0123456789"]
+
+
+@pytest.mark.parametrize("framing", ["chunked", "until-close"])
+@pytest.mark.parametrize("old", [False, True], ids=["HTTP/1.1", "HTTP/1.0"])
+def test_answers_of_unknown_length_are_streamed(routed: Routed, backend: Any, framing: str, old: bool) -> None:
+    """The first piece arrives while the server still works on the second."""
+    gate = threading.Event()
+
+    def behave(connection: socket.socket, _: bytes) -> bool:
+        chunked = framing == "chunked"
+        head, first, second = b"HTTP/1.1 200 OK\r\n", b"first", b"second"
+        if chunked:
+            head += b"Transfer-Encoding: chunked\r\n"
+            first, second = b"5\r\nfirst\r\n", b"6\r\nsecond\r\n0\r\n\r\n"
+        connection.sendall(head + b"\r\n" + first)
+        gate.wait(PATIENCE)
+        connection.sendall(second)
+        return chunked
+
+    routed.route((1, 100, [backend(behave).url]))
+    with socket.create_connection(("127.0.0.1", routed.port), timeout=PATIENCE) as connection:
+        connection.sendall(b"GET / HTTP/1.0\r\n\r\n" if old else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        said = b""
+        while b"first" not in said:
+            said += _some(connection)
+        assert b"second" not in said
+        gate.set()
+        while not said.endswith(b"second" if old else b"0\r\n\r\n"):
+            said += _some(connection)
+        if old:
+            assert connection.recv(1) == b""
+    assert said.partition(b"\r\n\r\n")[2] == (b"firstsecond" if old else b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n")
+    assert (b"chunked" in said) is not old
+    assert routed.version(1)["requests"] == 1
+
+
+def test_answers_without_a_body_end_at_once(routed: Routed, backend: Any) -> None:
+    """HEAD has the length of what GET would get; 204 and 304 have none; interim answers are passed over."""
+
+    def behave(connection: socket.socket, request: bytes) -> bool:
+        connection.sendall({
+            b"HEAD": b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n",
+            b"GET ": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+            b"PUT ": b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n",
+        }[request[:4]])  # fmt: skip
+        return True
+
+    routed.route((1, 100, [backend(behave).url]))
+    with closing(http.client.HTTPConnection("127.0.0.1", routed.port, timeout=PATIENCE)) as connection:
+        for method, status in (("HEAD", 200), ("GET", 204), ("PUT", 304), ("HEAD", 200)):
+            connection.request(method, "/")
+            answer = connection.getresponse()
+            assert (answer.status, answer.read()) == (status, b"")
+
+
+def test_requests_sent_ahead_are_answered_in_order(routed: Routed, backend: Any) -> None:
+    """One connection, three hundred requests in one write, the router's own pages among them."""
+
+    def behave(connection: socket.socket, request: bytes) -> bool:
+        connection.sendall(plain(request.split(b" ")[1]))
+        return True
+
+    routed.route((1, 100, [backend(behave).url]))
+    paths = [b"/mlinfra/health" if number % 3 == 0 else b"/%d" % number for number in range(300)]
+    said = routed.talk(
+        b"\r\n".join(b"GET %b HTTP/1.1\r\nHost: x\r\n" % path for path in paths)
+        + b"\r\nGET /last HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    bodies = [part.split(b"\r\n\r\n")[1] for part in said.split(b"HTTP/1.1 200 OK\r\n")[1:]]
+    assert len(bodies) == 301
+    assert all(body == path for body, path in zip(bodies, paths, strict=False) if path != b"/mlinfra/health")
+    assert bodies[-1] == b"/last"
+
+
+def test_who_expects_to_be_told_to_continue_is(routed: Routed, backend: Any) -> None:
+    """The server is asked only when all of the request is here, so it is not asked that."""
+    server = backend()
+    routed.route((1, 100, [server.url]))
+    with socket.create_connection(("127.0.0.1", routed.port), timeout=PATIENCE) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
+        assert _some(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        connection.sendall(b"abc")
+        assert _some(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+    assert server.received == [b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"]
+
+
+def test_a_request_larger_than_64_mib_is_refused(routed: Routed, backend: Any) -> None:
+    """At once where its length is announced; otherwise as soon as it is too long, and the client gets to know."""
+    server = backend()
+    routed.route((1, 100, [server.url]))
+    said = routed.talk(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % ((64 << 20) + 1))
+    assert said.startswith(b"HTTP/1.1 413 Content Too Large\r\n")
+    assert b"at most 67108864 are taken" in said
+    piece = b"%x\r\n%b\r\n" % (4 << 20, bytes(4 << 20))
+    with socket.create_connection(("127.0.0.1", routed.port), timeout=PATIENCE) as connection:
+        connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(18):
+            connection.sendall(piece)
+        assert _some(connection).startswith(b"HTTP/1.1 413")
+    assert server.received == []
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"GET /\r\n\r\n", 400),
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET / HTTP/2.0\r\nHost: x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\nX: y\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET / HTTP/1.1\r\nHost: x\0\r\n\r\n", 400),
+        (b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 1\r\n\r\nab", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: +1\r\n\r\na", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked\r\n\r\n0\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\n\r\n", 501),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0x1\r\na\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n", 400),
+        (b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        (b"POST / HTTP/1.1\r\nHost: x\r\nExpect: magic\r\n\r\n", 417),
+        (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", 501),
+        (b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 431),
+        (b"GET / HTTP/1.1\r\nX: " + b"a" * 70_000, 431),
+        (b"POST /mlinfra/state HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", 405),
+    ],
+)
+def test_what_could_be_read_in_two_ways_is_refused_and_never_passed_on(
+    routed: Routed, backend: Any, sent: bytes, status: int
+) -> None:
+    """With a sentence, and the end of the connection."""
+    server = backend()
+    routed.route((1, 100, [server.url]))
+    said = routed.talk(sent)
+    assert said.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"].endswith(".")
+    assert server.received == []
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 7, 1000])
+def test_chunks_are_understood_however_they_are_cut(step: int) -> None:
+    """The body's content, and what follows it, do not depend on what was received together."""
+    sent = b"3\r\nabc\r\n1;x=y\r\n\r\r\n0b\r\nhello\r\n\r\nwor\r\n0\r\nT: 1\r\n\r\nGET /next"
+    body, content, rest = Body(None, chunked=True), b"", b""
+    for at in range(0, len(sent), step):
+        found, after = body.feed(sent[at : at + step])
+        content, rest = content + found, rest + after
+    assert body.done
+    assert (content, rest) == (b"abc\rhello\r\n\r\nwor", b"GET /next")
+
+
+def test_what_a_connection_header_names_stays_but_never_what_tells_where_a_message_ends() -> None:
+    """`Connection: Content-Length` is an old trick to make the next hop read on."""
+    kept, told = parse_fields(b"Connection: X, content-length\r\nX: 1\r\nContent-Length: 5\r\nY: 2\r\n")
+    assert kept == b"Content-Length: 5\r\nY: 2\r\n"
+    assert told[b"content-length"] == b"5"
+    with pytest.raises(Malformed):
+        parse_fields(b"bad line\r\n")
+
+
+# --- the process -----------------------------------------------------------------------------------------------------
+
+
+def test_behind_an_inherited_socket_a_killed_router_refuses_nobody(tmp_path: Path, backend: Any) -> None:
+    """Whoever asks while there is no router waits for the next one; routes and versions are as before."""
+    server = backend(says("here"))
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as held:
+        port = held.getsockname()[1]
+        with running(tmp_path, fd=held.fileno(), port=port) as first:
+            first.route((1, 100, [server.url]))
+            first.process.send_signal(signal.SIGKILL)
+            first.process.wait()
+            with ThreadPoolExecutor(8) as pool:
+                asked = [pool.submit(first.ask) for _ in range(16)]
+                time.sleep(0.05)  # they are connected, and nobody is there
+                assert not any(each.done() for each in asked)
+                with running(tmp_path, fd=held.fileno(), port=port) as second:
+                    assert [each.result(PATIENCE)[:2] for each in asked] == [(200, b"here")] * 16
+                    assert second.state()["revision"] == 1
+
+
+def test_routers_that_take_turns_on_an_inherited_socket_lose_no_request(tmp_path: Path, backend: Any) -> None:
+    """SIGTERM under load: what is asked is answered, the connection then ends, and the next router takes the next."""
+    server = backend(says("here"))
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as held, ExitStack() as stack:
+        port = held.getsockname()[1]
+        one = stack.enter_context(running(tmp_path, fd=held.fileno(), port=port))
+        one.route((1, 100, [server.url]))
+        load = stack.enter_context(Load(port))
+        for _ in range(3):
+            load.more()
+            one.process.terminate()
+            assert one.process.wait(PATIENCE) == 0
+            one = stack.enter_context(running(tmp_path, fd=held.fileno(), port=port))
+        load.more()
+        assert load.failed == []
+
+
+def test_sigterm_lets_requests_end_and_says_zero(routed: Routed, backend: Any) -> None:
+    """New ones are refused meanwhile."""
+    gate = Gate(says("late"))
+    server = backend(gate)
+    routed.route((1, 100, [server.url]))
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(routed.ask)
+        until(lambda: server.received, "the request is there")
+        routed.process.terminate()
+        until(lambda: not _connects(routed.port), "it takes no more")
+        gate.opened.set()
+        status, body, headers = asked.result(PATIENCE)
+    assert (status, body, headers["Connection"]) == (200, b"late", "close")
+    assert routed.process.wait(PATIENCE) == 0
+
+
+def test_sigterm_waits_two_seconds_at_most(routed: Routed, backend: Any) -> None:
+    """For a request that does not end."""
+    server = backend(Gate())
+    routed.route((1, 100, [server.url]))
+    with ThreadPoolExecutor() as pool:
+        asked = pool.submit(routed.ask)
+        until(lambda: server.received, "the request is there")
+        began = time.monotonic()
+        routed.process.terminate()
+        assert routed.process.wait(PATIENCE) == 0
+        assert 1 < time.monotonic() - began < 4  # 2, and a busy machine
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            asked.result(PATIENCE)
+
+
+def _connects(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["--port", "8000"], "the following arguments are required: --name, --routes"),
+        (["--name", "a", "--routes", "r"], "one of the arguments --fd --port is required"),
+        (["--name", "a", "--routes", "r", "--port", "1", "--fd", "3"], "not allowed with argument"),
+        (["--name", "../a", "--routes", "r", "--port", "8000"], "--name '../a' must match"),
+        (["--name", "a", "--routes", "r", "--port", "0"], "--port 0 is not between 1 and 65535."),
+        (["--name", "a", "--routes", "r", "--port", "http"], "invalid int value: 'http'"),
+        (["--name", "a", "--routes", "r", "--port", "8000", "--host", "0.0.0.0"], "--host 0.0.0.0 is not loopback"),
+        (["--name", "a", "--routes", "r", "--port", "8000", "--host", "here"], "--host 'here' is not an IP address"),
+        (["--name", "a", "--routes", "r", "--fd", "99"], "--fd 99 is not the descriptor of a socket."),
+        (["--name", "a", "--routes", "r", "--fd", "-1"], "--fd -1 is not the descriptor of a socket."),
+        (["--name", "a", "--routes", "r", "--port", "8000", "--timeout-seconds", "0"], "--timeout-seconds 0 is not"),
+        (["--name", "a", "--routes", "r", "--port", "8000", "--timeout-seconds", "nan"], "--timeout-seconds nan is no"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(argv: list[str], sentence: str) -> None:
+    """And the exit code 2."""
+    code, said = refusal(argv)
+    assert code == 2
+    assert sentence in said.splitlines()[-1]
+
+
+def refusal(argv: list[str], *passed: int) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-I", SOURCE, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
+        pass_fds=passed, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr.strip()
+
+
+def test_sockets_that_are_none_of_a_router_are_refused() -> None:
+    """A taken port has an exit code of its own, because somebody else has to be ended."""
+    named = ["--name", "a", "--routes", "r"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        told = f"mlinfra-prefect router: Port {port} is in use by another program; choose another port or end that "
+        assert refusal([*named, "--port", str(port)]) == (4, f"{told}program.")
+    with socket.socket() as idle:
+        idle.bind(("127.0.0.1", 0))
+        code, said = refusal([*named, "--fd", str(idle.fileno())], idle.fileno())
+        assert (code, "is not a TCP socket that listens" in said) == (2, True)
+    with socket.create_server(("0.0.0.0", 0)) as everywhere:
+        code, said = refusal([*named, "--fd", str(everywhere.fileno())], everywhere.fileno())
+        assert (code, "listens on 0.0.0.0, not on loopback" in said) == (2, True)
