@@ -57,17 +57,44 @@ def demo(*, keep: Flag = False, as_json: Json = False) -> int:
 
 
 @app.command(sort_key=1)
-def plan(request: str, /, *, overrides: Overrides | None = None, as_json: Json = False) -> int:
+def plan(request: str, /, *, overrides: Overrides | None = None, check: Flag = False, as_json: Json = False) -> int:
     """Show what would exist and what it costs; creates nothing.
 
     Args:
-        request: A YAML file with the fields of a request, or an accelerator such as A100:8 or cpu.
+        request: A YAML file with the fields of a request, or an accelerator such as A100:8 or cpu; or a YAML file that
+            declares endpoints: what `apply` would change.
         overrides: Fields of the request.
+        check: For declared endpoints: end with 2 when anything would change, with 0 when nothing would, else with 1.
         as_json: Print JSON.
     """
+    from pathlib import Path
+
+    from mlinfra_prefect.lifecycle.declaration_file import declares_endpoints
+
+    given = (overrides or Overrides()).given()
+    if check or declares_endpoints(Path(request)):
+        from mlinfra_prefect.cli import applying
+
+        return applying.plan(request, tuple(given), check=check, as_json=as_json)
     from mlinfra_prefect.cli import planning
 
-    return planning.plan(request, (overrides or Overrides()).given(), as_json=as_json)
+    return planning.plan(request, given, as_json=as_json)
+
+
+@app.command(sort_key=1)
+def apply(file: str, /, *, check: Flag = False, prune: Flag = False, yes: Flag = False, as_json: Json = False) -> int:
+    """Bring serving to what a file declares, without a failed request.
+
+    Args:
+        file: A YAML file that declares endpoints.
+        check: Change nothing; end with 2 when anything would change, with 0 when nothing would, else with 1.
+        prune: Release the endpoints of the same environments that are not declared.
+        yes: They may be released.
+        as_json: Print JSON.
+    """
+    from mlinfra_prefect.cli import applying
+
+    return applying.apply(file, check=check, prune=prune, yes=yes, as_json=as_json)
 
 
 @app.command(sort_key=2)

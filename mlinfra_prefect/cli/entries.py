@@ -19,7 +19,7 @@ ROUTER_SECONDS = 1.0
 
 
 class Entry(TypedDict):
-    """One lease or endpoint in a listing. Moments are ISO 8601 in UTC; what a kind does not have is None."""
+    """One lease, endpoint or rollout in a listing. Moments are ISO 8601 in UTC; what a kind does not have is None."""
 
     kind: str
     id: str
@@ -37,6 +37,7 @@ class Entry(TypedDict):
     deadline: str | None
     expires_at: str | None
     accelerator: str | None
+    version: int | None
     url: str | None
     up: bool | None
     client: dict[str, Any] | None
@@ -64,6 +65,7 @@ def entry(row: Row) -> Entry:
         deadline=_text(values.get("deadline")),
         expires_at=_text(values.get("expires_at")),
         accelerator=_text(request.get("accelerator")),
+        version=values.get("version"),
         url=_text(url),
         up=_up(row),
         client=_holder(values.get("client"), "kind"),

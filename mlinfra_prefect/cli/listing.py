@@ -41,18 +41,26 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
     if not found:
         print(f"Nothing is served in {home.root}.")
         return DONE
-    shown = Table(("NAME", "STATE", "URL", "VERSION", "SHARE", "EXPIRES IN", "OWNER"), whole=("NAME", "URL", "STATE"))
+    out = screen()
+    more = ("URL", "EXPIRES IN", "OWNER") if out.width >= WIDE else ()
+    shown = Table(("NAME", "STATE", "VERSION", "SHARE", *more), whole=("STATE", "VERSION", "SHARE", "URL"))
     for row in found:
         kept = entry(row)
+        known = {
+            "URL": cell(kept["url"]), "EXPIRES IN": left(kept["expires_at"], never="never"),
+            "OWNER": cell(who(kept["owner"])),
+        }  # fmt: skip
         listed = [each for each in served(row)["versions"] if everything or each["state"] not in GONE]
         for version in listed or [{}]:
             shown.add(
-                cell(kept["name"]), state_cell(kept["state"]), cell(kept["url"]),
-                cell(f"{version.get('version')} {version.get('state')}" if version else None),
-                _share(version),
-                left(kept["expires_at"], never="never"), cell(who(kept["owner"])),
+                cell(kept["name"]), state_cell(kept["state"]),
+                cell(f"{version.get('version')} {version.get('state')}" if version else None), _share(version),
+                *(known[name] for name in more),
             )  # fmt: skip
-    screen().print(shown)
+    out.print(shown)
+    addresses = [] if more else _addresses([entry(row) for row in found])
+    for line in ("", *addresses) if addresses else ():
+        out.print(line)
     return DONE
 
 
@@ -93,24 +101,37 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
             else:
                 told = "it is down; `mlinfra-prefect endpoints --repair` brings it back"
             notes.append(cell(f"{each['id']} {told}", "red"))
-        elif not wide and each["url"] and each["state"] != "released":
-            notes.append(cell(f"{each['name']} answers at {each['url']}"))
+        elif not wide:
+            notes += _addresses([each])
     if any(each["state"] == "stuck" for each in entries):
         notes.append(cell("What is stuck is retried for ever; `mlinfra-prefect show ID` tells what stands in its way."))
     return notes
 
 
+def _addresses(entries: list[Entry]) -> list[Cell]:
+    """Where endpoints answer, for screens too narrow to have it in a table."""
+    return [
+        cell(f"{each['name']} answers at {each['url']}")
+        for each in entries
+        if each["url"] and each["state"] != "released"
+    ]
+
+
 def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
-    heads = (kind.upper(), "STATE", "ENDS IN")
+    # A rollout ends when its version is retired or its endpoint ends; which version it is tells more.
+    heads = (kind.upper(), "STATE", "VERSION" if kind == "rollout" else "ENDS IN")
     shown = Table((*heads, "NAME", "OWNER", *more), whole=heads)
     for each in listed:
-        ends = left(each["deadline"] or each["expires_at"], never="never" if kind == "endpoint" else "")
+        third = cell(each["version"])
+        if kind != "rollout":
+            ends = left(each["deadline"] or each["expires_at"], never="never" if kind == "endpoint" else "")
+            third = cell("") if each["state"] == "released" else ends
         known = {
             "ENV": cell(each["environment"]), "ON": cell(each["accelerator"]), "URL": cell(each["url"]),
             "AGE": age(each["created_at"]), "KEEPER": _keeper(each),
         }  # fmt: skip
         shown.add(
-            cell(each["id"]), state_cell(each["state"]), cell("") if each["state"] == "released" else ends,
+            cell(each["id"]), state_cell(each["state"]), third,
             cell(each["name"]), cell(who(each["owner"], run=bool(more))), *(known[name] for name in more),
         )  # fmt: skip
     return shown

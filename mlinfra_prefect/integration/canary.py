@@ -114,13 +114,14 @@ def judged(check: Judge, canary: Canary) -> tuple[bool, str]:
     """Call a probe function: True or None passes; False, a sentence or an exception does not."""
     try:
         said = check(canary)
+        passed = said is None or (not isinstance(said, str) and bool(said))
     except Exception as error:  # noqa: BLE001 (it is the user's function: whatever it raises is against the candidate)
         return False, as_line(f"the probe raised {type(error).__name__}: {error}")
-    if isinstance(said, str):
-        return False, as_line(said)
-    if said is None or said:
-        return True, as_line(str(said)) if isinstance(said, Verdict) else ""
-    return False, as_line(said.reason) if isinstance(said, Verdict) else f"{_name(check)} returned {said!r}"
+    if isinstance(said, Verdict):
+        return passed, as_line(str(said) if passed else said.reason)
+    if passed:
+        return True, ""
+    return False, as_line(said if isinstance(said, str) else f"{_name(check)} returned {said!r}")
 
 
 def probe_now(

@@ -55,16 +55,20 @@ def read_yaml(path: Path, what: str) -> Any:
         InvalidInput: naming the file.
     """
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise InvalidInput(str(path), f"has {size} bytes; {what} has at most {MAX_BYTES}")
-        loader = _PlainLoader(path.read_text(encoding="utf-8"))
-        try:
-            return loader.get_single_data()
-        finally:
-            loader.dispose()
-    except InvalidInput:
-        raise
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+        values = _parsed(content.decode()) if len(content) <= MAX_BYTES else None
     except (OSError, yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:
         # The last three are what the loader raises for a tag whose text is not of its kind, such as `!!int ""`.
         raise InvalidInput(str(path), f"cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if len(content) > MAX_BYTES:
+        raise InvalidInput(str(path), f"has more than {MAX_BYTES} bytes, the most that {what} may have")
+    return values
+
+
+def _parsed(text: str) -> Any:
+    loader = _PlainLoader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()

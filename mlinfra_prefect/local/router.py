@@ -954,7 +954,7 @@ class Router:
         self._path = str(routes)
         self._tallies: dict[int, Tally] = {}
         self._idle: dict[str, list[Upstream]] = {}
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: tuple[int, ...] | None = None
         self._swept = self.loop.time()
 
     def tally(self, version: int) -> Tally:
@@ -1023,7 +1023,7 @@ class Router:
     def _follow(self) -> None:
         try:
             status = os.stat(self._path)  # noqa: PTH116 (forty times a second: pathlib takes three times as long)
-            seen = (status.st_mtime_ns, status.st_ino, status.st_size)
+            seen = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_size)
             if seen == self._seen:
                 return
             content = self.routes.read_bytes()
@@ -1031,7 +1031,7 @@ class Router:
             self._seen = None
             self.problem = f"The routes in {self.routes} cannot be read ({error.strerror})."
             return
-        self._seen = seen if abs(time.time() - status.st_mtime) > SETTLED_SECONDS else None
+        self._seen = seen if abs(time.time() - status.st_ctime) > SETTLED_SECONDS else None
         now = self.picker.table
         try:
             table = parse_routes(content, self.name)

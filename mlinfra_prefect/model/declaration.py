@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Strict, ValidationInfo, field_validator
+from pydantic import Field, Strict, ValidationError, ValidationInfo, field_validator
 
 from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.record import Record
@@ -91,7 +91,10 @@ class EndpointDeclaration(Record):
     @field_validator("predictor")
     @classmethod
     def _as_a_request_has_it(cls, value: str | None) -> str | None:
-        return ServingRequest(name="any", predictor=value).predictor
+        try:
+            return ServingRequest(name="any", predictor=value).predictor
+        except ValidationError as error:
+            raise ValueError(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
     @field_validator("trusted_types", mode="before")
     @classmethod

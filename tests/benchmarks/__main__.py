@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import leases, memory, rollouts, starts
+from tests.benchmarks import leases, memory, rollouts, routing, starts
 from tests.benchmarks.lines import Line, show
 from tests.benchmarks.side_by_side import Effort
 
@@ -41,6 +41,8 @@ def sections(*, quick: bool) -> dict[str, Section]:
     found["ended"] = lambda: leases.ended(effort(7, 20))
     found["lost"] = lambda: leases.lost(effort(7, 20))
     found["watcher"] = lambda: memory.watcher(5 if quick else 50, 15 if quick else 60)
+    found["router"] = lambda: routing.starts(effort(7, 10))
+    found["routing"] = lambda: routing.overhead(effort(10, 30))
     found["rollouts"] = lambda: rollouts.changes(effort(20, 0))
     return found
 

@@ -15,6 +15,8 @@ if (why := prefect_screen.missing()) and not prefect_screen.required():
 
 pytestmark = pytest.mark.slow
 RUN_SECONDS = 120.0
+SCHEDULER_SECONDS = 90.0
+"""The server looks for new deployments every few seconds, and at all of them every minute."""
 
 RENDERED = {
     "mlinfra-plan": ("table", "svg[id*='mermaid']"),
@@ -103,11 +105,12 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     # Reviewed before anything exists.
     assert len(place.records()) == before
     dialog = form.ask_to_resume()
-    dialog.get_by_text("1 resource(s) from local-node").wait_for()
+    dialog.get_by_role("table").first.wait_for()
+    dialog.get_by_text("terraform_data.node", exact=True).first.wait_for()
     form.shot("3-plan")
     form.choose(dialog, "approve")
     form.shot("4-approve")
-    dialog.get_by_role("button", name="Resume").click()
+    form.resume(dialog)
     form.shows_log("evaluated: accuracy=", seconds=RUN_SECONDS)
     form.shot("5-logs")
     form.shows_state("Completed", seconds=RUN_SECONDS)
@@ -132,11 +135,21 @@ def test_a_rejected_plan_creates_nothing(place, form) -> None:
     form.choose(dialog, "reject")
     dialog.get_by_label("Note (Optional)").fill("not before Monday")
     form.shot("reject")
-    dialog.get_by_role("button", name="Resume").click()
+    form.resume(dialog)
     form.shows_state("NotApproved", seconds=RUN_SECONDS)
     form.shot("rejected")
     assert "not before Monday" in place.over(run_id, seconds=10)["state"]["message"]
     assert len(place.records()) == before
+
+
+def test_the_schedules_have_a_next_run(place, screen) -> None:
+    """The server plans the runs of what is scheduled: a reaper that never runs would be no line of defence."""
+    for name in ("reap/every-minute", "model-lifecycle/nightly"):
+        deployment = place.deployment(name)["id"]
+        place.wait(lambda wanted=deployment: place.runs(wanted), SCHEDULER_SECONDS, f"no run of {name} is planned")
+        screen.open_deployment(deployment)
+        screen.shows("Next Run")
+        screen.shot(name.replace("/", "-"))
 
 
 def assert_rendered(screen, found: dict[str, str]) -> None:

@@ -13,13 +13,16 @@ from typing import Any
 import pytest
 
 from mlinfra_prefect.ledger import SqliteLedger
-from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.endpoint import KeptRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, LeaseRecord, State
-from mlinfra_prefect.testing.records import path_to, sample_endpoint, sample_lease
+from mlinfra_prefect.model.lease import Client, State
+from mlinfra_prefect.testing.records import path_to, sample_endpoint, sample_lease, sample_rollout
 
 CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")
 SECONDS = 60
+MAKE: dict[str, Callable[..., KeptRecord]] = {
+    "lease": sample_lease, "endpoint": sample_endpoint, "rollout": sample_rollout,
+}  # fmt: skip
 
 
 @dataclass
@@ -55,11 +58,10 @@ def write(cli: Cli) -> Iterator[Callable[..., str]]:
     ledger = SqliteLedger(cli.home.ensure().ledger)
 
     def write(kind: str, name: str, state: State = State.READY, **changes: Any) -> str:
-        make = sample_lease if kind == "lease" else sample_endpoint
-        record: LeaseRecord | EndpointRecord = make(
-            name, ledger_id=ledger.ledger_id, client=Client(kind="none"), keeper=None, **changes
-        )
-        seen = ledger.create(record, actor="test", reason="written by a test")
+        shape = {"ledger_id": ledger.ledger_id, "client": Client(kind="none"), "keeper": None}
+        record = MAKE[kind](name, **shape | changes)
+        holds = [f"endpoint:dev:{name}"] if kind == "endpoint" and state is not State.RELEASED else []
+        seen = ledger.create(record, actor="test", reason="written by a test", holds=holds)
         for step in path_to(state):
             seen = ledger.replace(
                 seen, seen.record.revised(state=step, reason=f"it is {step}"), actor="test", reason="on"

@@ -7,8 +7,8 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -50,7 +50,7 @@ class Person:
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._sit)
 
-    def __enter__(self) -> Person:
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -191,8 +191,8 @@ class Interrupted(BaseException):
 
 
 @pytest.fixture
-def answered(monkeypatch: pytest.MonkeyPatch, prefect_api: str, home: object) -> Iterator[Callable[[Any], Any]]:
-    """A flow that leases, then asks; what happens while it waits is the test's. Returns the lease's state at the end."""
+def answered(monkeypatch: pytest.MonkeyPatch, prefect_api: str, home: object) -> Callable[[Any], Any]:
+    """A flow that leases, then asks; what happens while it waits is the test's. Returns the lease's state then."""
 
     def during(happening: Callable[[Any], Any]) -> Any:
         found = {}
@@ -214,7 +214,7 @@ def answered(monkeypatch: pytest.MonkeyPatch, prefect_api: str, home: object) ->
         release.fn(found["infra"])
         return result, found["state"]
 
-    yield during
+    return during
 
 
 def test_rejected_what_is_leased_already_is_gone(answered) -> None:
@@ -251,3 +251,18 @@ def test_approved_in_time_the_lease_goes_on(answered) -> None:
     result, state = answered(lambda _: approval.PlanDecision(decision="approve"))
     assert result
     assert state in LIVE
+
+
+def test_a_paused_run_is_alive_so_its_lease_lives_on(person, home) -> None:
+    """A run that waits in its process is no client that ended, although Prefect calls it paused."""
+    with person({"decision": "approve"}) as who:
+
+        @flow(flow_run_name=who.name, retries=2)
+        def asks() -> tuple[bool, str]:
+            infra = provision("cpu", max_minutes=2)
+            approved = bool(approve_plan(PLAN, minutes=LONG, infra=infra))
+            found = infra.state
+            release(infra)
+            return approved, str(found)
+
+        assert asks() == (True, "ready")

@@ -192,7 +192,7 @@ def dead_process() -> ProcessIdentity:
 
 
 def test_only_what_a_dead_process_of_that_run_leased_is_released(home) -> None:
-    """A live client, nobody's lease and another run's are left alone, each with its reason. Twice is as good as once."""
+    """A live client, nobody's lease and another run's are left alone, and it is said why. Twice is as good as once."""
     context = Context(Home.from_environment())
     alive = Client(kind="process", process=identify())
     dead = lease_of(context, "dead", RUN, Client(kind="process", process=dead_process()))

@@ -86,13 +86,15 @@ def test_sigkill_during_training_drains_and_keeps_the_checkpoint(start, home) ->
 
 
 def test_sigkill_during_deploy_rolls_back(start, home) -> None:
-    """A flow killed before its endpoint is ready: the server is given back, its name and port are free."""
+    """A flow killed before its first version serves: router and server are given back, name and ports are free."""
     flow, said = start(0)
     wait_for(lambda: said.exists() and said.read_text() == "deploying", 90)
-    wait_for(lambda: any(r["kind"] == "endpoint" and r["state"] == "provisioning" for r in judge.records(home)))
+    wait_for(lambda: any(r["kind"] == "rollout" and r["state"] == "provisioning" for r in judge.records(home)))
     kill(flow)
     judge.wait_gone(home)
-    assert [r["kind"] for r in judge.records(home)] == ["lease", "endpoint"]
+    _, endpoint, rollout = judge.records(home)
+    assert (endpoint["kind"], rollout["kind"]) == ("endpoint", "rollout")
+    assert [(each["version"], each["state"]) for each in endpoint["versions"]] == [(1, "rolled-back")]
 
 
 def test_sigkill_during_release_finishes_it(start, home) -> None:

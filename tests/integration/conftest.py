@@ -23,6 +23,7 @@ from integration_harness import QUIET_SECONDS, Asked, processes_of, records  # n
 
 from mlinfra_prefect.integration.phase import context  # noqa: E402
 from mlinfra_prefect.keeper import client as keeper  # noqa: E402
+from mlinfra_prefect.model.endpoint import EndpointRecord  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,7 +42,7 @@ def prefect_server() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def home() -> Iterator[Path]:
-    """A fresh home in a short place (sockets and pipes have short names). At its end every lease must be released."""
+    """A fresh home in a short place (sockets and pipes have short names). At its end everything must be released."""
     root = Path(tempfile.mkdtemp(prefix="mlh-"))
     patch = pytest.MonkeyPatch()
     patch.setenv("MLINFRA_HOME", str(root))
@@ -50,10 +51,12 @@ def home() -> Iterator[Path]:
     patch.chdir(PROJECT)
     try:
         yield root
-        left = [record.id for record in records() if record.live]
-        for record in records():
+        # An endpoint takes its rollouts with it.
+        there = [*records(), *records(EndpointRecord)]
+        left = [record.id for record in there if record.live]
+        for record in there:
             keeper.release(context(), record.id, reason="the tests have ended", drain=False)
-        for record in records():
+        for record in there:
             keeper.wait_released(context(), record.id, timeout=QUIET_SECONDS)
         assert not left, f"live at the end of the module: {left}"
         assert processes_of(context().ledger.ledger_id) == []

@@ -12,9 +12,10 @@ from typing import TypeVar
 import psutil
 
 from mlinfra_prefect.integration.phase import context
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import Kept, LeaseRecord, State
 
 F = TypeVar("F")
+R = TypeVar("R", bound=Kept)
 PROJECT = Path(__file__).parent / "project"
 QUIET_SECONDS = 60.0
 
@@ -48,8 +49,9 @@ class Asked:
         return len(self.leases) == number and all(record.state is State.RELEASED for record in self.leases)
 
 
-def records() -> list[LeaseRecord]:
-    return [seen.record for seen in context().ledger.records() if isinstance(seen.record, LeaseRecord)]
+def records(kind: type[R] = LeaseRecord) -> list[R]:
+    """The records of a kind, oldest first."""
+    return [seen.record for seen in context().ledger.records() if isinstance(seen.record, kind)]
 
 
 def eventually(condition, seconds: float = QUIET_SECONDS) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from integration_harness import Asked, eventually, row
 
 from mlinfra_prefect import Infra, ModelArtifact, TrainingJob, deploy, evaluate, lease, provision, release, train
-from mlinfra_prefect.errors import BadMetrics, NodeError, NoModel, TrainingStopped, UnsupportedHere
+from mlinfra_prefect.errors import BadMetrics, InvalidInput, NodeError, NoModel, TrainingStopped
 from mlinfra_prefect.integration.phase import context
 from mlinfra_prefect.model.lease import State
 
@@ -127,11 +127,21 @@ def test_a_training_that_tells_no_progress_is_stopped(infra: Infra, tmp_path: Pa
     assert infra.state is State.READY
 
 
-@row("deploy-canary")
-def test_a_canary_is_refused_until_rollouts_exist(model: ModelArtifact) -> None:
-    """`deploy(..., canary=...)`: one sentence, and no endpoint was written down."""
-    with pytest.raises(UnsupportedHere, match="canary"):
-        deploy.fn(model, serving="digits", canary=[10, 50, 100])
-    with pytest.raises(ValueError, match="model"):
+@row("deploy-refused")
+def test_what_cannot_be_deployed_names_the_field(model: ModelArtifact) -> None:
+    """Wrong input to `deploy` is one sentence, and no endpoint was written down."""
+    for field, options in (
+        ("model", {}),
+        ("canary", {"canary": [50, 10]}),
+        ("canary", {"canary": "half"}),
+        ("probe", {"probe": 0.5}),
+        ("probe.max_error_rate", {"probe": {"max_error_rate": 2}}),
+        ("probe.check", {"probe": {"check": "it"}}),
+        ("expires_minutes", {"expires_minutes": "soon"}),
+        ("shares", {"shares": [1]}),
+    ):
+        with pytest.raises(InvalidInput, match=field.replace(".", r"\.")):
+            deploy.fn(model, serving="digits", **options)
+    with pytest.raises(InvalidInput, match="^model: "):
         deploy.fn("a model", serving="digits")  # type: ignore[arg-type]
-    assert [seen.record.kind for seen in context().ledger.records() if seen.record.kind == "endpoint"] == []
+    assert {seen.record.kind for seen in context().ledger.records()} == {"lease"}

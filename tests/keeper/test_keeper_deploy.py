@@ -1,4 +1,7 @@
-"""Rule: an endpoint is written ahead and keeper-owned until it is ready; killed before, everything is given back."""
+"""Rule: a first deployment is written ahead and keeper-owned until it serves; killed before, everything is given back.
+
+What a later deployment does to an endpoint that stands is in test_keeper_rollouts.py.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ import socket
 import urllib.request
 from pathlib import Path
 
+import keeper_judge as judge
 import pytest
 from keeper_harness import House
 
@@ -26,11 +30,12 @@ def test_a_client_killed_during_a_deploy_leaves_neither_server_nor_name_nor_port
     client = house.client(f"deploy(model({str(digits)!r}), expires_minutes=None)")
     deploying = client.hears("deploying")
     house.until(lambda: house.processes("server.py"), "the server was started")
-    assert house.record(deploying["id"])["state"] == "provisioning"
+    assert house.record(deploying["rollout"])["state"] == "provisioning"
     killed = client.kill()
-    record = house.becomes(deploying["id"], "released")
-    assert house.began_release(deploying["id"]) - killed < 5
-    assert "rolled back" in record["receipt"]["reason"]
+    rollout, endpoint = (house.becomes(deploying[which], "released") for which in ("rollout", "id"))
+    assert house.began_release(deploying["rollout"]) - killed < 5
+    assert all("rolled back" in each["receipt"]["reason"] for each in (rollout, endpoint))
+    assert [(each["state"], each["share"]) for each in endpoint["versions"]] == [("rolled-back", 0)]
     assert not answers(deploying["url"])
     again = house.client(f"""
         record = deploy(model({str(digits)!r}), port={deploying["port"]})
@@ -42,40 +47,43 @@ def test_a_client_killed_during_a_deploy_leaves_neither_server_nor_name_nor_port
     assert house.record(again.hears("released")["id"])["versions"][0]["state"] == "retired"
 
 
-def test_a_ready_endpoint_outlives_its_client_and_its_keeper(house: House, digits: Path) -> None:
-    """It lives by its own grant, and its name is taken; its server killed, the reaper closes the record."""
-    client = house.client(f"""
-        from mlinfra_prefect.errors import EndpointExists, UnsupportedHere
-        artifact = model({str(digits)!r})
-        record = deploy(artifact, expires_minutes=None)
-        for options in ({{}}, {{"canary": [10, 100]}}):
-            try:
-                canary = options.pop("canary", None)
-                ask_to_serve(context, artifact, ServingRequest(name="digits"), owner=Owner(user="u", host="h"),
-                             client=me(), canary=canary)
-            except (EndpointExists, UnsupportedHere) as error:
-                say("refused", kind=type(error).__name__, text=str(error))
-    """)  # fmt: skip
-    endpoint = client.hears("deployed")["id"]
-    assert client.ends() == 0
-    refused = [event for event in client.events if event["what"] == "refused"]
-    assert [event["kind"] for event in refused] == ["EndpointExists", "UnsupportedHere"]
-    assert endpoint in refused[0]["text"]
+def test_a_client_killed_before_the_first_rollout_leaves_no_empty_endpoint(house: House, digits: Path) -> None:
+    """Between the two write-ahead records: the name is given back though nothing was ever started for it."""
+    house.client(f"""
+        import mlinfra_prefect.lifecycle.serving as serving
+        serving._create_rollout = lambda *_, **__: die()
+        deploy(model({str(digits)!r}), expires_minutes=None)
+    """).ends()
+    (endpoint,) = judge.records(house.home)
+    record = house.becomes(endpoint, "released")
+    assert "client was lost" in record["receipt"]["reason"]
+    assert record["versions"] == []
+
+
+def test_an_endpoint_outlives_its_client_and_its_keeper_and_its_server_comes_back(house: House, digits: Path) -> None:
+    """It lives by grants of its own: the reaper leaves it alone, and who kills its server has it started again."""
+    client = house.runs(f"deploy(model({str(digits)!r}), expires_minutes=None)")
+    deployed = client.hears("deployed")
+    endpoint, rollout = deployed["id"], deployed["rollout"]
     house.until(lambda: not house.processes("watch.py"), "the keeper has gone home")
     url = house.record(endpoint)["url"]
     assert answers(url)
-    assert house.reap()["skipped"] == {endpoint: "its server lives by its own grant"}
-    for seen in house.processes("server.py"):
-        os.kill(seen.pid, signal.SIGKILL)
-    house.until(lambda: not house.processes("agent-", lease=endpoint), "its agent has noticed")
-    assert house.reap()["released"] == {endpoint: "its server is gone"}
-    assert house.record(endpoint)["receipt"]["destroyed"] == ["1/terraform_data.server"]
+    by_its_own = "its server lives by its own grant"
+    assert house.reap()["skipped"] == {endpoint: by_its_own, rollout: by_its_own}
+    (server,) = house.processes("server.py")
+    os.kill(server.pid, signal.SIGKILL)
+    house.until(lambda: [each for each in house.processes("server.py") if each.pid != server.pid], "it is started again")
+    house.until(lambda: answers(url), "it answers again")
+    assert house.reap()["skipped"] == {endpoint: by_its_own, rollout: by_its_own}
+    assert [attempt["number"] for attempt in house.record(rollout)["attempts"]] == [1]
+    house.runs(f"give_back(context.record({endpoint!r}))")
 
 
 def test_an_endpoint_that_expires_is_closed_by_its_keeper(house: House, digits: Path) -> None:
     """The keeper stays for an endpoint that expires, and gives everything back at that moment."""
     client = house.client(f"record = deploy(model({str(digits)!r})); say('up', url=record.url)")
     endpoint, url = client.hears("deployed")["id"], client.hears("up")["url"]
+    rollout = client.hears("deployed")["rollout"]
     assert client.ends() == 0
     assert answers(url)
     # Five minutes are over at once: the record is all that a keeper knows of time.
@@ -87,23 +95,26 @@ def test_an_endpoint_that_expires_is_closed_by_its_keeper(house: House, digits: 
         wake(context.home)
     """)
     assert house.becomes(endpoint, "released")["receipt"]["reason"] == "it expired"
+    assert house.record(rollout)["receipt"]["reason"] == "endpoint: it expired"
     assert not answers(url)
 
 
 def test_an_expired_endpoint_whose_keeper_is_gone_is_closed_by_the_reaper(house: House, digits: Path) -> None:
-    """The dead-man ends the server, the reaper finds the record."""
+    """The dead-man ends router and server, the reaper finds the record; its version goes with it."""
     client = house.client(f"""
         from datetime import timedelta
         import mlinfra_prefect.lifecycle.serving as serving
         serving.timedelta = lambda **given: timedelta(seconds=9) if "minutes" in given else timedelta(**given)
         deploy(model({str(digits)!r}))
     """)
-    endpoint = client.hears("deployed")["id"]
+    endpoint, rollout = client.hears("deployed")["id"], client.hears("deployed")["rollout"]
     assert client.ends() == 0
     house.kill_keeper(operations=True)
-    house.until(lambda: not house.processes(lease=endpoint), "the server has ended itself", seconds=20)
-    assert house.record(endpoint)["state"] == "ready"
+    for each in (endpoint, rollout):
+        house.until(lambda each=each: not house.processes(lease=each), "it has ended itself", seconds=20)
+        assert house.record(each)["state"] == "ready"
     assert house.reap()["released"] == {endpoint: "it expired"}
+    assert house.record(rollout)["state"] == "released"
 
 
 def test_a_server_that_never_gets_ready_is_given_back_with_its_words(house: House, digits: Path) -> None:
@@ -144,7 +155,7 @@ def test_a_server_that_never_gets_ready_is_given_back_with_its_words(house: Hous
 
 @pytest.mark.parametrize("when", ["before", "meanwhile"])
 def test_a_port_that_somebody_else_has(house: House, digits: Path, when: str) -> None:
-    """In use before: refused by name, nothing written. Taken while the server starts: EndpointNotReady, given back."""
+    """In use before: refused by name, nothing written. Taken while the router starts: given back, and why is told."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -167,8 +178,9 @@ def test_a_port_that_somebody_else_has(house: House, digits: Path, when: str) ->
         assert "port" in raised["text"]
         assert not any(event["what"] == "deploying" for event in client.events)
     else:
-        assert raised["kind"] == "EndpointNotReady"
-        house.becomes(client.hears("deploying")["id"], "released")
+        assert (raised["kind"], str(port) in raised["text"], "in use" in raised["text"]) == ("EndpointNotReady", True, True), raised
+        for which in ("id", "rollout"):
+            house.becomes(client.hears("deploying")[which], "released")
 
 
 def test_a_second_look_at_ready_is_the_server_s_own(house: House, digits: Path) -> None:
@@ -181,10 +193,10 @@ def test_a_second_look_at_ready_is_the_server_s_own(house: House, digits: Path) 
     """)
     deploying = client.hears("deploying")
     house.until(lambda: house.processes("server.py"), "the server was started")
-    house.until(lambda: house.record(deploying["id"])["attempts"][0]["applied_at"], "it is applied")
-    house.until(lambda: not house.processes("terraform", lease=deploying["id"]), "Terraform has ended")
+    house.until(lambda: house.record(deploying["rollout"])["attempts"][0]["applied_at"], "it is applied")
+    house.until(lambda: not house.processes("terraform", lease=deploying["rollout"]), "Terraform has ended")
     house.kill_keeper(operations=True)
     assert not answers(deploying["url"])
     assert client.hears("up")["answers"]
     assert client.ends() == 0
-    assert any("interrupted apply" in line["reason"] for line in house.history(deploying["id"]))
+    assert any("interrupted apply" in line["reason"] for line in house.history(deploying["rollout"]))
