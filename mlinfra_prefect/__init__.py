@@ -12,6 +12,7 @@ from mlinfra_prefect.version import __version__
 
 if TYPE_CHECKING:
     from mlinfra_prefect.agent.node import node
+    from mlinfra_prefect.integration.approval import aapprove_plan, approve_plan, not_approved
     from mlinfra_prefect.integration.canary import Canary
     from mlinfra_prefect.integration.endpoint import Endpoint
     from mlinfra_prefect.integration.events import dataset_updated, drift_detected
@@ -32,6 +33,7 @@ _HOMES = {
     "node": "agent.node",
     "Canary": "integration.canary",
     "Endpoint": "integration.endpoint",
+    **dict.fromkeys(("aapprove_plan", "approve_plan", "not_approved"), "integration.approval"),
     "gate": "integration.gate",
     "gate_refused": "integration.gate",
     "gpu": "integration.gpu",
@@ -53,8 +55,8 @@ _HOMES = {
 
 __all__ = [
     "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest",
-    "TrainingJob", "TrainingRequest", "Verdict", "__version__", "adeploy", "attach", "current", "dataset_updated",
-    "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease", "node", "plan", "probe",
+    "TrainingJob", "TrainingRequest", "Verdict", "__version__", "aapprove_plan", "adeploy", "approve_plan", "attach", "current", "dataset_updated",
+    "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease", "node", "not_approved", "plan", "probe",
     "promote", "provision", "release", "retire", "rollback", "train",
 ]  # fmt: skip
 

@@ -145,7 +145,7 @@ def _listening(port: int) -> socket.socket:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(("127.0.0.1", port))
         found.listen(BACKLOG)
-    except OSError:
+    except OSError as error:
         found.close()
-        raise
+        raise OSError(error.errno, f"port {port}: {error.strerror}") from error
     return found

@@ -73,7 +73,7 @@ class MlinfraSettings(PrefectBaseSettings):
     approval_timeout_minutes: float = Field(
         default=60.0,
         title="Approval time-out (minutes)",
-        description="How long a plan waits for somebody to approve it before the run fails.",
+        description="How long a plan waits for somebody to approve it before it is rejected (`NotApproved`).",
         gt=0,
         le=MAX_MINUTES,
         examples=[60.0],

@@ -195,7 +195,7 @@ def _traffic(
     endpoint = standing.endpoint
     shares = {each.version: each.share for each in endpoint.versions if each.share and each.state not in IN_ROLLOUT}
     if declared.shares is not None:
-        _check_shares(declared, standing, field)
+        _check_shares(declared, standing, shares, field)
         change = _change(endpoint, "shares", _told(shares), _told(declared.shares), Action.SHARE)
         return () if shares == declared.shares else (change,), None, None
     model = declared.model or current.artifact.id
@@ -227,7 +227,7 @@ def _traffic(
     return tuple(changes), current.artifact if model == current.artifact.id else models[model], None
 
 
-def _check_shares(declared: EndpointDeclaration, standing: Standing, field: str) -> None:
+def _check_shares(declared: EndpointDeclaration, standing: Standing, shares: Mapping[int, int], field: str) -> None:
     """Refuse shares of versions that are not there to serve as declared."""
     endpoint, field = standing.endpoint, f"{field}.shares"
     for number in declared.shares or ():
@@ -236,7 +236,7 @@ def _check_shares(declared: EndpointDeclaration, standing: Standing, field: str)
             there = ", ".join(str(each.version) for each in endpoint.versions if each.state not in GONE) or "none"
             told = f"there is no version {number}" if version is None else f"version {number} is {version.state}"
             raise InvalidInput(field, told, f"There is: {there}.")
-        if not standing.up(version) and version.state not in IN_ROLLOUT:
+        if number not in shares and not standing.up(version) and version.state not in IN_ROLLOUT:
             raise EndpointNotReady(
                 f"{field}: version {number} is not up.", "Bring it back: mlinfra-prefect endpoints --repair"
             )

@@ -71,7 +71,11 @@ class LocalPlatform:
         )
 
     def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
-        """Write the grant and the agent's spec, and return the stack that starts the agent."""
+        """Write the grant and the agent's spec, and return the stack that starts the agent.
+
+        Raises:
+            EndpointNotReady: the server's environment cannot be made, or somebody else took the endpoint's port.
+        """
         node_dir = Path(attempt.node_dir)
         node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         archive = build_archive(self._cache)
@@ -82,6 +86,11 @@ class LocalPlatform:
         if isinstance(record, RolloutRecord):
             serve = serve_spec(record, self._cache, node_dir, marks(record, attempt.number))
         elif isinstance(record, EndpointRecord):
+            if not _free(record.port):  # it was free when it was reserved; the agent would only say so to Terraform
+                raise EndpointNotReady(
+                    f"Port {record.port} of endpoint {record.name!r} is in use by another program.",
+                    "End that program, or deploy on another port.",
+                )
             serve = routing.router_spec(record, node_dir)
         write_json(
             spec,

@@ -107,12 +107,10 @@ class Screen:
     # --- a deployment and its form
 
     def open_deployment(self, deployment_id: str) -> None:
-        """From the front page to a deployment."""
-        # `/` redirects to the UI that a person gets; its address tells where that one's pages are.
-        self.page.goto(self.url)
-        self.page.wait_for_url(re.compile("/dashboard"))
-        base = self.page.url.partition("/dashboard")[0]
-        self.page.goto(f"{base}/deployments/deployment/{deployment_id}")
+        """Go to a deployment, in the UI that a person gets."""
+        told = self._context.request.get(f"{self.url}/ui-settings").json()
+        base = str(told[f"{told['default_ui']}_base_url"]).rstrip("/")
+        self.page.goto(f"{self.url}{base}/deployments/deployment/{deployment_id}")
         self.page.get_by_role("button", name="Run", exact=True).wait_for()
 
     def open_form(self, deployment_id: str) -> None:

@@ -107,6 +107,7 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     dialog = form.ask_to_resume()
     dialog.get_by_role("table").first.wait_for()
     dialog.get_by_text("terraform_data.node", exact=True).first.wait_for()
+    dialog.locator("svg[id*='mermaid']").wait_for()
     form.shot("3-plan")
     form.choose(dialog, "approve")
     form.shot("4-approve")

@@ -151,8 +151,9 @@ def test_what_cannot_be_had_is_refused_with_the_field_that_asks_for_it(
 
 def test_only_undeclared_endpoints_of_declared_environments_are_pruned() -> None:
     """A file for prod says nothing about dev; without `prune` nothing goes at all."""
+    served_now = stands(*ALONE).endpoint.versions
     stray, other, going = (
-        Standing(sample_endpoint(name, environment=environment, state=state, versions=stands(*ALONE).endpoint.versions), {})
+        Standing(sample_endpoint(name, environment=environment, state=state, versions=served_now), {})
         for name, environment, state in (("stray", "dev", "ready"), ("x", "prod", "ready"), ("y", "dev", "releasing"))
     )  # fmt: skip
     there = {(each.endpoint.environment, each.endpoint.name): each for each in (stands(*ALONE), stray, other, going)}
@@ -231,8 +232,6 @@ def test_what_is_declared_is_served_without_a_failed_request(house: House, digit
     house.until(lambda: house.record(first["rollout"])["due"] is None, "the keeper has followed up")
     assert house.record(first["id"])["expires_at"] == house.record(first["rollout"])["expires_at"] == back["expires"]
     assert house.record(first["id"])["serving"]["expires_minutes"] == 30
-    history = [line["reason"] for line in house.history(first["id"])]
-    assert [line for line in history if line.startswith("shares: {2: 100}")]
     asker.all_answered()
     assert set(asker.versions) == {"1", "2"}
     give_back(house, first["id"])
