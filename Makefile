@@ -7,12 +7,13 @@ CACHE := $(CURDIR)/.cache
 PYTEST ?= -n 2 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench clean help
+.PHONY: demo test check bench browser clean help
 
 help:
 	@echo "make demo   train, serve and give back on this machine, from nothing"
 	@echo "make test   every check and test, the built wheel included"
 	@echo "make check  only the static checks"
+	@echo "make browser  what the tests in a real browser need; then make test has them, too"
 	@echo "make bench  the benchmarks, as ratios measured side by side"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -28,6 +29,13 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 $(VENV)/.tested: $(VENV)/.installed
 	$(PIP) install --constraint constraints.txt --group dev
 	touch $@
+
+$(VENV)/.browser: $(VENV)/.tested
+	$(PIP) install --constraint constraints.txt --group browser
+	touch $@
+
+# With Chromium (Debian: apt-get install chromium), `make test` opens Prefect's pages in it.
+browser: $(VENV)/.browser
 
 demo: $(VENV)/.installed
 	MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect demo $(DEMO)

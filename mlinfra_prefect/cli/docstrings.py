@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$")
-_ENTRY = re.compile(r"^(?P<names>[\w*., …]+?): (?P<text>.+)$")
+_ENTRY = re.compile(r"^(?P<names>[\w*][\w*., …]*?): (?P<text>.+)$")
 _INDENT = "    "
 
 
@@ -34,7 +34,6 @@ def parse(docstring: str | None) -> Docstring:
         elif sections and (line.startswith(_INDENT) or not line):
             sections[-1][1].append(line.removeprefix(_INDENT))
         else:
-            sections = [*sections]
             text.append(line)
     return Docstring("\n".join(text).strip(), tuple((name, _entries(lines)) for name, lines in sections))
 

@@ -59,7 +59,9 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
             )  # fmt: skip
     out.print(shown)
     addresses = [] if more else _addresses([entry(row) for row in found])
-    for line in ("", *addresses) if addresses else ():
+    if addresses:
+        out.print()
+    for line in addresses:
         out.print(line)
     return DONE
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import sys
 import textwrap
 import types
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from cyclopts import App
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -65,7 +65,7 @@ def reference() -> str:
         "`mlinfra-prefect VERB`, as [the command line](cli.md) explains.\n",
         *_verbs(),
     ]
-    return "\n".join(parts).rstrip() + "\n"
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"
 
 
 def _is_record(value: Any) -> bool:
@@ -170,10 +170,10 @@ def default_of(info: FieldInfo) -> Any:
 
 
 def _bounds(info: FieldInfo) -> str:
-    """The bounds of a number in words; a description that tells them already is the description's business."""
-    words = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-    values = [(words[type(each)], next(iter(vars(each).values()), None)) for each in info.metadata if type(each) in words]
-    told = ", ".join(f"{word} {value:g}" for word, value in values if isinstance(value, int | float))
+    """The bounds of a number, in words."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [(word, getattr(each, name, None)) for each in info.metadata for name, word in words.items()]
+    told = ", ".join(f"{word} {value:,g}".replace(",", "") for word, value in found if isinstance(value, int | float))
     return told[:1].upper() + told[1:]
 
 
@@ -222,19 +222,26 @@ def _verbs() -> Iterable[str]:
 def _verb(name: str, verb: App) -> str:
     function = verb.default_command
     assert function is not None
-    rows = []
-    words = [f"mlinfra-prefect {name}"]
+    rows, words = [], [f"mlinfra-prefect {name}"]
     for each in verb.assemble_argument_collection(parse_docstring=True):
         if not each.show:
             continue
-        # Cyclopts makes a negative for each flag; the application has switched them off.
-        names = [spelled for spelled in each.names if f"--{spelled.removeprefix('--no-')}" not in each.names[:1]]
-        names = names or [each.names[0]]
-        if each.required or not names[0].startswith("-"):
-            words.append(names[0] if each.required else f"[{names[0]}...]")
-        rows.append((" ".join(f"`{spelled}`" for spelled in names), (each.parameter.help or "").strip()))
+        takes = "" if bool in {each.hint, *typing.get_args(each.hint)} else f" {each.names[0].lstrip('-').upper()}"
+        if each.names[0].startswith("-"):
+            # Cyclopts lists a negative for each flag; the application has switched them off.
+            names = [spelled for spelled in each.names if f"--{spelled.removeprefix('--no-')}" not in each.names]
+            shown = [f"{spelled}{takes}" for spelled in (each.names[0], *names) if spelled != each.names[0]]
+            shown = [f"{each.names[0]}{takes}", *shown]
+            words += [shown[0]] if each.required else []
+        else:
+            shown = [each.names[0]]
+            words.append(each.names[0] if each.required else f"[{each.names[0]}...]")
+        rows.append((", ".join(f"`{spelled}`" for spelled in shown), " ".join((each.parameter.help or "").split())))
     return _section(
-        f"### `{name}`", _fenced(" ".join(words)), plain(parse(function.__doc__).text), _table(("", "what"), rows)
+        f"### `mlinfra-prefect {name}`",
+        _fenced(" ".join(words)),
+        plain(parse(function.__doc__).text),
+        _table(("", "what"), rows),
     )
 
 

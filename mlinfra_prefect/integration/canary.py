@@ -146,7 +146,7 @@ def probe_now(
     canary, other = _watched(here, endpoint, candidate.version, before, wanted)
     ok, reason, _ = judge_traffic(wanted, canary, other)
     p95, p95_before = quantile(canary.buckets, 0.95), None if other is None else quantile(other.buckets, 0.95)
-    rate = canary.errors / canary.requests if canary.requests else None
+    rate = _rate(canary)
     checks = [
         Check(name="error rate", ok=rate is None or rate <= wanted.max_error_rate, candidate=rate,
               current=_rate(other), threshold=wanted.max_error_rate, detail=as_line(reason)),
@@ -194,7 +194,9 @@ def _watched(
 
 
 def _rate(of: ServedVersion | None) -> float | None:
-    return of.errors / of.requests if of is not None and of.requests else None
+    if of is None or not of.requests + of.retried:
+        return None
+    return (of.errors + of.retried) / (of.requests + of.retried)
 
 
 def _ms(seconds: float | None) -> float | None:

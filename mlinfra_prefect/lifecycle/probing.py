@@ -36,15 +36,17 @@ def judge_traffic(
 ) -> tuple[bool, str, dict[str, Any]]:
     """Judge what was counted. Returns whether it passes, why, and the figures for the step. Pure."""
     p95 = quantile(canary.buckets, 0.95)
+    # What the canary did not answer the router asked of another version: no client noticed, and it failed all the same.
+    tried, failed = canary.requests + canary.retried, canary.errors + canary.retried
     figures = {
-        "requests": max(0, canary.requests),
-        "errors": max(0, canary.errors),
+        "requests": max(0, tried),
+        "errors": max(0, failed),
         "p95_ms": None if p95 is None else round(1000 * p95, 3),
     }
-    if not canary.requests:
+    if not tried:
         return True, "no request came", figures
-    rate = canary.errors / canary.requests
-    told = f"{canary.requests} requests, {canary.errors} failed"
+    rate = failed / tried
+    told = f"{tried} requests, {failed} failed"
     if rate > probe.max_error_rate:
         return False, f"{told}: an error rate of {rate:.1%} is above {probe.max_error_rate:.1%}", figures
     if p95 is None:

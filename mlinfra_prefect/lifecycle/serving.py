@@ -47,7 +47,9 @@ def canary_shares(canary: object) -> tuple[int, ...]:
     """
     if canary is None:
         return ()
-    listed: list[Any] = list(canary) if isinstance(canary, Sequence) and not isinstance(canary, str | bytes) else [canary]
+    listed: list[Any] = (
+        list(canary) if isinstance(canary, Sequence) and not isinstance(canary, str | bytes) else [canary]
+    )
     for each in listed:
         if isinstance(each, bool) or not isinstance(each, int) or not 1 <= each <= 100:
             raise InvalidInput(

@@ -49,13 +49,13 @@ def since(now: ServedVersion, base: ServedVersion | None) -> ServedVersion:
 
 
 def quantile(buckets: tuple[tuple[float, int], ...], part: float) -> float | None:
-    """Return the upper bound in seconds of the bucket that holds a quantile; None without any request. Pure."""
+    """Return a quantile in seconds, linear within its bucket; None without any request. Pure."""
     total = sum(count for _, count in buckets)
     if not total:
         return None
-    seen = 0
+    seen, lower = 0, 0.0
     for limit, count in buckets:
-        seen += count
-        if seen >= part * total:
-            return limit
-    return buckets[-1][0]
+        if count and seen + count >= part * total:
+            return lower + (limit - lower) * (part * total - seen) / count
+        seen, lower = seen + count, limit
+    return lower

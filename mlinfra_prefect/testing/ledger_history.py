@@ -89,10 +89,11 @@ class HistoryRules(LedgerFixtures):
         made[0] = ledger.replace(made[0], made[0].record.revised(failures=1), actor="test", reason="changed")
         assert ledger.records() == made
 
-    @pytest.mark.parametrize("sample", [sample_lease, sample_endpoint, sample_rollout], ids=["lease", "endpoint", "rollout"])
+    @pytest.mark.parametrize(
+        "sample", [sample_lease, sample_endpoint, sample_rollout], ids=["lease", "endpoint", "rollout"]
+    )
     def test_rounds_come_in_order(self, ledger: Ledger, sample: type) -> None:
-        """Every round of a base (of an endpoint's rollouts: every version), also the released ones, in order, and nothing
-        of another base."""
+        """Every round of a base (each version of an endpoint), released ones too, in order and nothing of another."""
         made = []
         for number in range(1, ROUNDS + 1):
             seen = ledger.create(sample("mine", number), actor="test", reason="")

@@ -39,7 +39,7 @@ def changes(effort: Effort) -> list[Line]:
     """Version changes under load."""
     with bench() as here:
         context = here.context
-        url = _deployed(context)
+        url = deployed(context)
         load = Load(url)
         seconds = []
         try:
@@ -104,7 +104,7 @@ class Load:
         return self.asked, self.lost
 
 
-def _deployed(context: Context) -> str:
+def deployed(context: Context) -> str:
     """Deploy the same model twice, both versions kept; returns the URL."""
     model = _model(context)
     serving = ServingRequest(name=NAME, retire_seconds=3600, expires_minutes=30)

@@ -34,7 +34,7 @@ def overhead(effort: Effort) -> list[Line]:
     ours: list[float] = []
     theirs: list[float] = []
     with bench() as here:
-        url = rollouts._deployed(here.context)
+        url = rollouts.deployed(here.context)
         current = here.context.endpoint(rollouts.NAME).current
         assert current is not None
         with closing(_line(url)) as routed, closing(_line(current.urls[0])) as direct:

@@ -34,9 +34,17 @@ def only_line(text: str) -> str:
         (["promote", "churn"], (FIRST, CANARY), "is lost, not ready"),
         (["rollback", "churn"], (FIRST,), "has no version before the current one to go back to"),
         (["retire", "churn", "2"], ONE_GONE, "Version 2 is all that endpoint 'churn' serves. Release the endpoint"),
-        (["retire", "churn", "2"], (FIRST, CANARY), "is being rolled out. Take it back: mlinfra-prefect rollback churn"),
+        (
+            ["retire", "churn", "2"],
+            (FIRST, CANARY),
+            "is being rolled out. Take it back: mlinfra-prefect rollback churn",
+        ),
         (["promote", "nobody"], (FIRST,), "There is no endpoint 'nobody' in environment 'dev'"),
-        (["rollback", "churn", "--environment", "prod"], (FIRST,), "There is no endpoint 'churn' in environment 'prod'"),
+        (
+            ["rollback", "churn", "--environment", "prod"],
+            (FIRST,),
+            "There is no endpoint 'churn' in environment 'prod'",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_one_line_and_changes_nothing(cli, write, words, versions, says):

@@ -72,7 +72,9 @@ def test_an_endpoint_outlives_its_client_and_its_keeper_and_its_server_comes_bac
     assert house.reap()["skipped"] == {endpoint: by_its_own, rollout: by_its_own}
     (server,) = house.processes("server.py")
     os.kill(server.pid, signal.SIGKILL)
-    house.until(lambda: [each for each in house.processes("server.py") if each.pid != server.pid], "it is started again")
+    house.until(
+        lambda: [each for each in house.processes("server.py") if each.pid != server.pid], "it is started again"
+    )
     house.until(lambda: answers(url), "it answers again")
     assert house.reap()["skipped"] == {endpoint: by_its_own, rollout: by_its_own}
     assert [attempt["number"] for attempt in house.record(rollout)["attempts"]] == [1]

@@ -1,4 +1,4 @@
-"""Rule: a person steers what serves by name, from another process than whoever deployed it; what fails harms nothing."""
+"""Rule: a person steers what serves by name, from another process than who deployed it; what fails harms nothing."""
 
 from __future__ import annotations
 

@@ -57,7 +57,9 @@ def asks(context: Context, model: ModelArtifact) -> Ask:
     """Asks for `churn` to be served, as a client that is nobody."""
 
     def ask(artifact: ModelArtifact = model, **given: Any) -> ServingAsked:
-        options = {name: given.pop(name) for name in ("canary", "probe", "promote", "announce", "withdraw") if name in given}
+        options = {
+            name: given.pop(name) for name in ("canary", "probe", "promote", "announce", "withdraw") if name in given
+        }
         wanted = ServingRequest(**{"name": "churn", "predictor": "predictor.py:load", **given})
         owner = Owner(user="ada", host="laptop")
         return ask_to_serve(context, artifact, wanted, owner=owner, client=Client(kind="none"), **options)
@@ -180,7 +182,7 @@ def test_an_endpoint_that_is_given_back_takes_no_version(context: Context, asks:
 def test_whoever_is_slower_takes_the_endpoint_that_the_faster_one_made(
     context: Context, asks: Ask, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two first deployments at once: one endpoint, one rollout in flight; what the slower one announced it withdraws."""
+    """Two first deployments at once: one endpoint, one rollout; what the slower one announced it withdraws."""
     real, told = serving._create_endpoint, []
     slower: dict[str, Any] = {
         "announce": lambda record: told.append(("announced", record.id)),

@@ -35,9 +35,7 @@ Enter = Callable[..., RolloutRecord]
 def stood(context: Context) -> Enter:
     """Writes an endpoint, and brings versions onto it in the order of their numbers."""
     shape = {"ledger_id": context.ledger.ledger_id, "client": NOBODY, "keeper": None}
-    context.ledger.create(
-        sample_endpoint(versions=(), **shape), actor="test", reason="", holds=("endpoint:dev:churn",)
-    )
+    context.ledger.create(sample_endpoint(versions=(), **shape), actor="test", reason="", holds=("endpoint:dev:churn",))
 
     def bring(version: int, *, promoted: bool = False, state: State = State.READY) -> RolloutRecord:
         seen = context.ledger.create(sample_rollout(version=version, **shape), actor="test", reason="asked for")

@@ -33,9 +33,8 @@ def test_every_share_has_a_route_and_nothing_that_is_gone_has_one(
     states: list[VersionState], shares: list[int]
 ) -> None:
     """A request never goes to servers that are being stopped."""
-    versions = tuple(
-        version(n, state, 0 if state in GONE else share) for n, (state, share) in enumerate(zip(states, shares), 1)
-    )  # fmt: skip
+    wanted = enumerate(zip(states, shares, strict=False), start=1)
+    versions = tuple(version(n, state, 0 if state in GONE else share) for n, (state, share) in wanted)
     told = {each["version"]: each for each in routes_of(sample_endpoint(versions=versions, revision=7))["versions"]}
     assert {v.version for v in versions if v.share} <= set(told)
     assert all(v.version not in told for v in versions if v.state in GONE)
