@@ -125,6 +125,8 @@ def _value(value: Any) -> str:
         return ", ".join(f"version {key}: {each} %" for key, each in value.items())
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     return "none" if value is None else str(value)
 
 

@@ -1,4 +1,4 @@
-"""``show``: everything that the ledger knows of one lease or endpoint."""
+"""``show``: everything that the ledger knows of one lease, endpoint or rollout."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from mlinfra_prefect.cli.receipts import receipt_facts
 from mlinfra_prefect.cli.screen import WIDE, Facts, Screen, clock, screen, span, state_cell
 from mlinfra_prefect.ledger import KeptRecord, Transition
 from mlinfra_prefect.local.process import is_here, is_provably_dead
-from mlinfra_prefect.model.endpoint import EndpointRecord
+from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
+
+_VERDICTS = {True: ("passed", "green"), False: ("failed", "red")}
 
 
 def show(wanted: str, *, as_json: bool) -> int:
@@ -39,6 +41,8 @@ def show(wanted: str, *, as_json: bool) -> int:
         _section(out, "Jobs", _jobs(record))
     if isinstance(record, EndpointRecord):
         _section(out, "Versions", _versions(record))
+    if isinstance(record, RolloutRecord) and record.steps:
+        _section(out, "Steps", _steps(record))
     _section(out, "History", _history(history, wide=out.width >= WIDE))
     if record.receipt is not None:
         _section(out, "Receipt", receipt_facts(record.receipt))
@@ -62,6 +66,8 @@ def _summary(out: Screen, record: KeptRecord) -> None:
         request = record.request
         told.fact("asked for", f"{request.accelerator}, {request.market}, {record.environment} on {record.platform}")
     else:
+        if isinstance(record, RolloutRecord):
+            told.fact("version", f"{record.version} of {record.endpoint}")
         told.fact("url", record.url if isinstance(record, EndpointRecord) else ", ".join(record.urls))
         told.fact("serves in", f"{record.environment} on {record.platform}")
     told.fact("owner", record.owner)
@@ -116,6 +122,14 @@ def _versions(record: EndpointRecord) -> Table:
     for each in record.versions:
         cells = (each.version, f"{each.share} %", each.state, each.artifact.id, each.sha256)
         shown.add(*map(cell, cells))
+    return shown
+
+
+def _steps(record: RolloutRecord) -> Table:
+    shown = Table(("SHARE", "PROBE", "WHAT WAS FOUND"), whole=("SHARE", "PROBE"), folded=("WHAT WAS FOUND",))
+    for each in record.steps:
+        verdict = cell("is watched", "yellow") if each.ok is None else cell(*_VERDICTS[each.ok])
+        shown.add(cell(f"{each.share} %"), verdict, cell(each.reason))
     return shown
 
 

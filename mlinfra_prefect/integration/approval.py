@@ -203,7 +203,8 @@ class _Waiting:
 
 
 def _described(plan: Plan, minutes: float) -> str:
-    return f"{plan_markdown(plan)}\n\nWithout an answer within {minutes:g} minutes nothing will exist."
+    shown = plan_markdown(plan, with_files=False)
+    return f"{shown}\n\nWithout an answer within {minutes:g} minutes nothing will exist."
 
 
 def _sentence(what: str, note: str) -> str:

@@ -53,7 +53,7 @@ def show_plan(plan: Plan) -> UUID | None:
 
 def show_receipt(receipt: Receipt, record: KeptRecord) -> UUID | None:
     """Show the proof that something is gone, under the name of the record that it is of."""
-    about = f"{receipt.kind} {receipt.id} is gone: {'clean' if receipt.clean else 'NOT CLEAN'}"
+    about = f"{'clean' if receipt.clean else 'NOT CLEAN'}: {receipt.kind} {receipt.id} is gone"
     return _show("receipt", _subject(record), about, lambda: receipt_markdown(receipt, name=record.name))
 
 
@@ -71,7 +71,9 @@ def show_rollout(record: RolloutRecord, endpoint: EndpointRecord) -> UUID | None
 def show_timeline(record: KeptRecord, *more: KeptRecord) -> UUID | None:
     """Show how long each phase took, as a picture; of several records on one axis, under the first one's name."""
     records = (record, *more)
-    names = {each.id: each.name for each in records}
+    names = {
+        each.id: f"{each.name} v{each.version}" if isinstance(each, RolloutRecord) else each.name for each in records
+    }
     title = ", ".join(f"{each.kind} {each.name}" for each in records)
 
     def render() -> str:

@@ -28,6 +28,8 @@ def released(here: Context, receipt: Receipt) -> None:
     rollouts = rollouts_of(here, after) if isinstance(after, EndpointRecord) else []
     artifacts.show_receipt(receipt, after)
     artifacts.show_timeline(after, *rollouts)
+    if isinstance(after, EndpointRecord):
+        artifacts.show_endpoint(after)  # the page that still said that it serves
     events.tell_records([after, *rollouts])
 
 

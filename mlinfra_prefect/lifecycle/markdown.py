@@ -52,13 +52,18 @@ def usd(amount: float) -> str:
     return f"{amount:.2f} USD" if amount == 0 or amount >= 0.01 else f"{amount:.6f} USD"
 
 
-def plan_markdown(plan: Plan) -> str:
-    """What will exist, what it costs at most, when it dies, and what travels; with the way from request to release."""
+def plan_markdown(plan: Plan, *, with_files: bool = True) -> str:
+    """What will exist, what it costs at most, when it dies, and what travels; with the way from request to release.
+
+    Args:
+        plan: what is planned.
+        with_files: name the files that travel; where room is short, their number is enough.
+    """
     request, offer = plan.request, plan.offer
+    size = f"{len(plan.code_files)} file(s), {_size(plan.code_bytes)}" if plan.code_files else "not known yet"
     dies = plan.made_at + timedelta(minutes=plan.max_minutes)
     files = ", ".join(escaped(each) for each in plan.code_files[:MOST_FILES])
     more = f", and {len(plan.code_files) - MOST_FILES} more" if len(plan.code_files) > MOST_FILES else ""
-    code = f"{len(plan.code_files)} file(s), {_size(plan.code_bytes)}: {files}{more}" if files else "not known yet"
     return "\n".join((
         f"## Plan for {escaped(request.name)}", "",
         (f"**{escaped(request.accelerator)}** on {escaped(plan.platform)}, environment {escaped(request.environment)}: "
@@ -67,13 +72,14 @@ def plan_markdown(plan: Plan) -> str:
         (f"* **dies after {plan.max_minutes} min** at the latest, whatever happens: at {dies:%Y-%m-%d %H:%M} UTC if it "
          f"is asked for when it was planned ({plan.made_at:%Y-%m-%d %H:%M:%S} UTC)"),
         f"* made by {escaped(plan.engine)} from {escaped(plan.stack)}",
-        f"* code that travels: {code}", "",
-        "### What will exist", "",
+        f"* code that travels: {size}",
+        "", "### What will exist", "",
         table(("address", "action"), [(each.address, each.action) for each in plan.resources]), "",
         "### Offers, in the order in which they are tried", "",
         table(("", "type", "region", "zones", "market", "USD/h", "GPUs", "why not"), _ladder(plan)), "",
         "### The way of it", "",
         _diagram(plan), "",
+        *(("### Files that travel", "", f"{files}{more}", "") if files and with_files else ()),
     ))  # fmt: skip
 
 
@@ -114,7 +120,11 @@ def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
 
 def endpoint_markdown(record: EndpointRecord) -> str:
     """The link to the stable address, and every version with its share of the requests."""
-    expires = f"until {record.expires_at:%Y-%m-%d %H:%M} UTC" if record.expires_at else "until it is released"
+    serves = (
+        f"serves until {record.expires_at:%Y-%m-%d %H:%M} UTC" if record.expires_at else "serves until it is released"
+    )
+    if not record.live:
+        serves = f"gone since {record.released_at:%Y-%m-%d %H:%M:%S} UTC" if record.released_at else "being given back"
     rows = [
         (each.version, each.state, f"{each.share}{_TOGETHER}%", shortened(each.artifact.name, LONGEST_LABEL),
          _metrics(each.artifact.metrics), each.reason)
@@ -124,7 +134,7 @@ def endpoint_markdown(record: EndpointRecord) -> str:
     return "\n".join((
         f"## {_link(record.name, record.url)}", "",
         (f"Environment {escaped(record.environment)}, on {escaped(record.platform)}, {escaped(record.state)}, "
-         f"serves {expires}."), "",
+         f"{serves}."), "",
         table(("version", "state", "share", "model", "metrics", "why"), rows), "",
         table(("version", "artifact", "sha256"), made_of), "",
     ))  # fmt: skip

@@ -66,7 +66,7 @@ class Plan(Record):
     def summary(self) -> str:
         """One line for logs."""
         return (
-            f"{len(self.resources)} resource(s) from {self.stack} on {self.platform}: {self.offer.type}, "
+            f"{len(self.resources)} resource(s) from {self.stack}, {self.offer.type} in {self.offer.region}, "
             f"at most {self.max_minutes} min, {self.offer.usd_per_hour:.2f} USD/h, "
             f"at most {self.estimate_usd:.2f} USD"
         )

@@ -10,6 +10,7 @@ import json
 import pytest
 
 from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.probe import Step
 from mlinfra_prefect.testing.records import MOMENT, sample_endpoint, sample_rollout
 
 FIRST = sample_endpoint().versions[0].revised(rollout=None)
@@ -100,6 +101,26 @@ def test_routes_that_do_not_follow_are_an_error_that_names_the_remedy(cli, write
     assert "'churn' has no router" in only_line(done.stderr)
     (found,) = json.loads(cli("endpoints", "--json").stdout)
     assert [(v["share"], v["declared_share"]) for v in found["versions"]] == [(None, 100), (None, 0)]
+
+
+def test_show_tells_what_each_step_of_a_rollout_found(cli, write):
+    """Which version of which endpoint, and why it was given more or taken back; never cut."""
+    found = "with 10 % of the requests: 40 requests, 9 failed: an error rate of 22.5% is above 1.0%"
+    steps = (
+        Step(share=0, began_at=MOMENT, ok=True, reason="before it got requests: its servers are ready"),
+        Step(share=10, began_at=MOMENT, ok=False, reason=found),
+        Step(share=50, began_at=MOMENT),
+    )
+    rollout = write("rollout", "churn", version=2, steps=steps)
+    shown = cli("show", rollout, COLUMNS="60").stdout
+    assert max(map(len, shown.splitlines())) <= 60
+    words = shown.split()
+    assert found.split()[:4] == words[words.index("failed") + 1 :][:4]
+    assert all(word in words for word in found.split())
+    told = [line.split()[:3] for line in shown.splitlines()]
+    lines = [line for line in told if "%" in line[1:2]]
+    assert lines == [["0", "%", "passed"], ["10", "%", "failed"], ["50", "%", "is"]]
+    assert f"2 of {sample_endpoint().id}" in shown
 
 
 def test_nothing_to_repair_is_said(cli, write):

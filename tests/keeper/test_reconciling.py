@@ -194,6 +194,7 @@ def test_what_is_declared_is_served_without_a_failed_request(house: House, digit
             say("applied", made=[[each.field, each.action] for each in made],
                 again=len(look(context, declared, where="f").changes), artifact=endpoint.current.artifact.id,
                 expires=endpoint.model_dump(mode="json")["expires_at"],
+                states={{each.version: each.state for each in endpoint.versions}},
                 served={{each.version: each.share for each in endpoint.versions if each.share}})
 
         apply(retire_seconds=600, replicas=2)
@@ -226,6 +227,7 @@ def test_what_is_declared_is_served_without_a_failed_request(house: House, digit
     assert (divided["made"], divided["served"]) == ([["shares", "share"]], {"1": 30, "2": 70})
     # The version without a share got its retirement lease; it is still up, so going back to its size is instant.
     assert (alone["made"], alone["served"]) == ([["shares", "share"]], {"2": 100})
+    assert alone["states"] == {"1": "retiring", "2": "serving"}
     assert back["made"] == [["expires_minutes", "set"], ["replicas", "promote"]]
     assert back["served"] == {"1": 100}
     assert versions(house, first["id"]) == {1: ("serving", 100), 2: ("retiring", 0)}

@@ -196,7 +196,9 @@ def test_a_plan_says_what_exists_what_it_costs_and_when_it_dies() -> None:
     assert "costs at most 0.75 USD" in text
     assert "dies after 90 min" in text
     assert "2026-01-31 13:30 UTC" in text
-    assert "1 file(s), 20 KiB: train.py" in text
+    assert "code that travels: 1 file(s), 20 KiB" in text
+    assert text.rstrip().endswith("train.py")
+    assert "train.py" not in plain(markdown.plan_markdown(plan(), with_files=False))
     rows = rows_of(page)
     assert ["terraform_data.node", "create"] in rows
     assert ["", "big", "local", "any", "on-demand", "0.50", "0", "no quota"] in rows

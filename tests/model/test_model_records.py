@@ -224,7 +224,7 @@ def test_a_plan_fits_in_one_line() -> None:
         request=TrainingRequest(), platform="local", offers=(sample_offer(),), offer=sample_offer(), stack="local-node",
         engine="terraform 1.11.4", resources=(), max_minutes=30, estimate_usd=0.25, made_at=MOMENT,
     )  # fmt: skip
-    expected = "0 resource(s) from local-node on local: local, at most 30 min, 0.50 USD/h, at most 0.25 USD"
+    expected = "0 resource(s) from local-node, local in local, at most 30 min, 0.50 USD/h, at most 0.25 USD"
     assert plan.summary == expected
 
 
