@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 
 from mlinfra_prefect.errors import EndpointNotReady, MlinfraError, NotFound, OperationTimedOut
@@ -236,7 +237,7 @@ def retire(context: Context, endpoint: EndpointRecord, number: int, *, reason: s
 
 
 def share(context: Context, endpoint: EndpointRecord, shares: dict[int, int], *, reason: str) -> EndpointRecord:
-    """Divide the requests among versions that are up. A version with a share serves; others keep their state.
+    """Divide the requests among versions that are up. A version with a share serves; one that loses its own retires.
 
     Args:
         context: where.
@@ -256,12 +257,16 @@ def share(context: Context, endpoint: EndpointRecord, shares: dict[int, int], *,
     def change(now: EndpointRecord) -> EndpointRecord | None:
         versions.refuse_second(now)
         moment = context.ledger.now()
+        serves = {"state": VersionState.SERVING, "promoted_at": moment, "retire_at": None}
+        until = moment + timedelta(seconds=now.serving.retire_seconds)
+        retires = {"state": VersionState.RETIRING, "retire_at": until, "reason": "it has no share any more"}
         listed = []
         for each in now.versions:
-            wanted = shares.get(each.version)
-            if wanted and each.state is not VersionState.SERVING:
-                each = each.revised(state=VersionState.SERVING, promoted_at=moment, retire_at=None)  # noqa: PLW2901
-            listed.append(each.revised(share=wanted or 0))
+            wanted = shares.get(each.version, 0)
+            changes: dict[str, object] = {}
+            if bool(wanted) != (each.state is VersionState.SERVING):
+                changes = serves if wanted else retires if each.state is VersionState.SERVING else {}
+            listed.append(each.revised(**changes, share=wanted))
         return now.rerouted(listed) if tuple(listed) != now.versions else None
 
     return follow(context, versions.decide(context, endpoint.id, change, f"shares: {shares}: {reason}"))

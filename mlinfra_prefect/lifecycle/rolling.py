@@ -197,8 +197,8 @@ def _settle(context: Context, rollout: RolloutRecord, endpoint: EndpointRecord) 
     promoted_at = version.promoted_at if version is not None else None
     if rollout.promoted_at == promoted_at and rollout.due is None:
         return rollout
-    if endpoint.expires_at != rollout.expires_at:
-        # What was last asked for holds.
+    if rollout.promoted_at is None and endpoint.expires_at != rollout.expires_at:
+        # What was last asked for holds; a version that is promoted again does not bring its old expiry back.
         endpoint = decide(
             context, endpoint.id, lambda now: now.revised(expires_at=rollout.expires_at),
             f"expires {rollout.expires_at or 'never'}, as version {rollout.version} asked",

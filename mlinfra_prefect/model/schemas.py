@@ -20,6 +20,7 @@ from pydantic.json_schema import GenerateJsonSchema
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.card import Card
+from mlinfra_prefect.model.declaration import ServingDeclaration
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.environment import Environment
 from mlinfra_prefect.model.lease import LeaseRecord
@@ -70,6 +71,7 @@ SCHEMAS = (
     Schema("endpoint-record", EndpointRecord, 1, "us"),
     Schema("rollout-record", RolloutRecord, 1, "us"),
     Schema("probe", ProbeRequest, 1, "people"),
+    Schema("serving-declaration", ServingDeclaration, 1, "people"),
     Schema("model-artifact", ModelArtifact, 1, "us"),
     Schema("receipt", Receipt, 1, "us"),
     Schema("card", Card, 1, "us"),

@@ -60,7 +60,7 @@ def write(cli: Cli) -> Iterator[Callable[..., str]]:
     def write(kind: str, name: str, state: State = State.READY, **changes: Any) -> str:
         shape = {"ledger_id": ledger.ledger_id, "client": Client(kind="none"), "keeper": None}
         record = MAKE[kind](name, **shape | changes)
-        holds = [f"endpoint:dev:{name}"] if kind == "endpoint" and state is not State.RELEASED else []
+        holds = [f"endpoint:{record.environment}:{name}"] if kind == "endpoint" and state is not State.RELEASED else []
         seen = ledger.create(record, actor="test", reason="written by a test", holds=holds)
         for step in path_to(state):
             seen = ledger.replace(

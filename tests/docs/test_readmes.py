@@ -19,6 +19,7 @@ import pytest
 
 from mlinfra_prefect.code.project import read_project
 from mlinfra_prefect.lifecycle.config import load_config
+from mlinfra_prefect.lifecycle.declaration_file import declares_endpoints, read_declaration
 from mlinfra_prefect.lifecycle.request_file import read_request
 
 _spec = importlib.util.spec_from_file_location("mlinfra_docs_pages", Path(__file__).with_name("pages.py"))
@@ -115,11 +116,14 @@ def test_configuration_loads(page: Path, block: md.Block, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("yaml"))
-def test_requests_load(page: Path, block: md.Block, tmp_path: Path) -> None:
-    """YAML is a request, read by what reads the user's."""
+def test_requests_and_declarations_load(page: Path, block: md.Block, tmp_path: Path) -> None:
+    """YAML is a request or declares endpoints, read by what reads the user's; excerpts stand in their file."""
+    if block.part:
+        assert block.text in ((md.CHECKOUT / page).parent / block.name).read_text(encoding="utf-8")
+        return
     path = tmp_path / (block.name or "request.yaml")
     path.write_text(block.text)
-    assert read_request(path).accelerator
+    assert read_declaration(path).endpoints if declares_endpoints(path) else read_request(path).accelerator
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("json"))

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from mlinfra_prefect.model.accelerator import KNOWN, MAX_COUNT, Accelerator
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.card import Card
+from mlinfra_prefect.model.declaration import EndpointDeclaration, ServingDeclaration
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord, Version, VersionState
 from mlinfra_prefect.model.environment import Caps, Environment
 from mlinfra_prefect.model.lease import Attempt, AttemptState, Client, JobNote, Keeper, LeaseRecord, State
@@ -255,6 +256,21 @@ cards = st.builds(
     lock_files=some(text),
 )
 
+declarations = st.builds(
+    ServingDeclaration,
+    endpoints=st.lists(
+        st.builds(
+            EndpointDeclaration,
+            name=st.from_regex(r"[a-z0-9][a-z0-9-]{0,39}", fullmatch=True),
+            replicas=maybe(st.integers(1, 16)),
+            retire_seconds=maybe(st.floats(0, 600)),
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda each: each.name,
+    ).map(tuple),
+)
+
 BY_MODEL: dict[type[Record], st.SearchStrategy[Any]] = {
     TrainingRequest: requests,
     TrainingJob: jobs,
@@ -266,6 +282,7 @@ BY_MODEL: dict[type[Record], st.SearchStrategy[Any]] = {
     EndpointRecord: endpoints,
     RolloutRecord: rollouts,
     ProbeRequest: probes,
+    ServingDeclaration: declarations,
     ModelArtifact: artifacts,
     Receipt: receipts,
     Card: cards,

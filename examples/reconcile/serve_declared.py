@@ -20,7 +20,7 @@ def train_digits() -> ModelArtifact:
 
 
 @flow(log_prints=True)
-def serve_digits() -> str:
+def serve_declared() -> str:
     """Train, give the node back, serve; return the endpoint's URL."""
     with lease("cpu", name="digits", max_minutes=10) as infra:
         model = infra.run(train_digits)
@@ -30,4 +30,4 @@ def serve_digits() -> str:
 
 
 if __name__ == "__main__":
-    serve_digits()
+    serve_declared()
