@@ -55,9 +55,9 @@ _HOMES = {
 
 __all__ = [
     "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest",
-    "TrainingJob", "TrainingRequest", "Verdict", "__version__", "aapprove_plan", "adeploy", "approve_plan", "attach", "current", "dataset_updated",
-    "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease", "node", "not_approved", "plan", "probe",
-    "promote", "provision", "release", "retire", "rollback", "train",
+    "TrainingJob", "TrainingRequest", "Verdict", "__version__", "aapprove_plan", "adeploy", "approve_plan", "attach",
+    "current", "dataset_updated", "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease",
+    "node", "not_approved", "plan", "probe", "promote", "provision", "release", "retire", "rollback", "train",
 ]  # fmt: skip
 
 

@@ -21,7 +21,6 @@ from typing import Any
 from cyclopts import App
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 import mlinfra_prefect
 from mlinfra_prefect import errors
@@ -31,8 +30,13 @@ HEAD = """\
 # Reference
 
 Every public name of `mlinfra_prefect`, every field of its records, every error and every verb. This page is made of the
-docstrings by `python -m mlinfra_prefect.cli.reference docs/reference.md`; change those, not this. [Start here](README.md)
-says where to begin.
+docstrings by `python -m mlinfra_prefect.cli.reference docs/reference.md`; change those, not this.
+[Start here](README.md) says where to begin.
+"""
+ERRORS = """\
+## Errors
+
+All are in `mlinfra_prefect.errors`. A `TemporaryError` may succeed when it is tried again; a `PermanentError` will not.
 """
 OF_OUR_OWN = frozenset({"block", "close_block", "follow", "run_work"})
 """Members without an underscore that are for the rest of this package, not for users."""
@@ -57,9 +61,7 @@ def reference() -> str:
         "## Records\n",
         "Frozen. A field that is wrong is an `InvalidInput` that names it.\n",
         *(_record(name, value) for name, value in sorted(records.items())),
-        "## Errors\n",
-        "All are in `mlinfra_prefect.errors`. A `TemporaryError` may succeed when it is tried again; a `PermanentError` will"
-        "\nnot.\n",
+        ERRORS,
         _errors(),
         "## Verbs\n",
         "`mlinfra-prefect VERB`, as [the command line](cli.md) explains.\n",
@@ -104,7 +106,7 @@ def _parameters(parameters: Sequence[inspect.Parameter]) -> list[str]:
         if each.kind is each.KEYWORD_ONLY and not starred:
             shown.append("*")
         starred = starred or each.kind in {each.KEYWORD_ONLY, each.VAR_POSITIONAL}
-        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
+        stars = "*" * (each.kind is each.VAR_POSITIONAL) + "**" * (each.kind is each.VAR_KEYWORD)
         default = "" if each.default is each.empty else f" = {each.default!r}"
         shown.append(f"{stars}{each.name}: {_written(each.annotation)}{default}")
     return shown
@@ -173,7 +175,7 @@ def _bounds(info: FieldInfo) -> str:
     """The bounds of a number, in words."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [(word, getattr(each, name, None)) for each in info.metadata for name, word in words.items()]
-    told = ", ".join(f"{word} {value:,g}".replace(",", "") for word, value in found if isinstance(value, int | float))
+    told = ", ".join(f"{word} {value:.10g}" for word, value in found if isinstance(value, int | float))
     return told[:1].upper() + told[1:]
 
 

@@ -25,6 +25,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark, mark_attempt
 from mlinfra_prefect.lifecycle.planning import choose_offer
 from mlinfra_prefect.lifecycle.releasing import release_attempt
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
@@ -150,6 +151,8 @@ def _until(record: KeptRecord) -> datetime:
     until = time.time() + PROVISION_SECONDS
     if record.deadline is not None:
         until = min(until, record.deadline.timestamp())
+    if isinstance(record, RolloutRecord) and record.promoted_at is None:
+        until = min(until, record.until.timestamp())
     return datetime.fromtimestamp(until, UTC)
 
 

@@ -201,7 +201,7 @@ def _settle(context: Context, rollout: RolloutRecord, endpoint: EndpointRecord) 
         # What was last asked for holds; a version that is promoted again does not bring its old expiry back.
         endpoint = decide(
             context, endpoint.id, lambda now: now.revised(expires_at=rollout.expires_at),
-            f"expires {rollout.expires_at or 'never'}, as version {rollout.version} asked",
+            f"expires {_clock(rollout.expires_at)}, as version {rollout.version} asked",
         )  # fmt: skip
     platform.prolong(endpoint, endpoint.expires_at)
     platform.prolong(rollout, endpoint.expires_at)
@@ -211,6 +211,10 @@ def _settle(context: Context, rollout: RolloutRecord, endpoint: EndpointRecord) 
             _wake(context, other.rollout, other)
     context.tell(endpoint)
     return _due(context, rollout, None, promoted_at=promoted_at, question=None)
+
+
+def _clock(moment: datetime | None) -> str:
+    return "never" if moment is None else f"at {moment:%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _wake(context: Context, rollout_id: str, version: Version) -> None:

@@ -114,13 +114,14 @@ def promote(context: Context, endpoint_id: str, number: int, *, reason: str = ""
     Raises:
         NotFound: the endpoint has no such version any more, or its servers never came up.
         RolledBack: it was rolled back before.
+        RolloutHeld: another version is being rolled out.
         EndpointExists: the endpoint is being given back.
     """
 
     def change(endpoint: EndpointRecord) -> EndpointRecord | None:
         version = the_version(endpoint, number)
-        if not endpoint.live:
-            refuse_second(endpoint)
+        if not endpoint.live or endpoint.candidate not in (None, version):  # noqa: PLR6201 (a version has no hash)
+            refuse_second(endpoint)  # a canary that is being watched would take its share back
         if version.state is VersionState.ROLLED_BACK:
             raise RolledBack(
                 f"Version {number} of {endpoint.name!r} was rolled back: {version.reason}", "Deploy the model again."

@@ -186,6 +186,11 @@ def check_change(before: KeptRecord | None, after: KeptRecord) -> None:
             continue
         if new.state not in VERSION_TRANSITIONS[old.state]:
             raise IllegalTransition(f"{after.id}, version {new.version}: {old.state} does not lead to {new.state}.")
+    missing = [
+        each.version for each in before.versions if each.state not in GONE and after.version(each.version) is None
+    ]
+    if missing:
+        raise IllegalTransition(f"{after.id}: a version that lives is never forgotten ({missing}).")
     if after.revision < before.revision:
         raise IllegalTransition(f"{after.id}: the revision may not fall from {before.revision} to {after.revision}.")
 

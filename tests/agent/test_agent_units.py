@@ -54,7 +54,7 @@ def test_specs_are_read_back_as_they_were_written() -> None:
         0.1,
         Path("/p"),
         Path("/c"),
-        specs.ServeSpec(("a",), {"B": "c"}, Path("/d")),
+        specs.ServeSpec((("a", "b"), ("c",)), {"B": "c"}, Path("/d"), listen=8123, final=(2,)),
     )
     assert specs.AgentSpec.from_payload(json.loads(json.dumps(agent.to_payload()))) == agent
     assert "grant_token" not in repr(agent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from mlinfra_prefect.agent.identity import is_alive
+from mlinfra_prefect.keeper.desk import watcher_identity
 from mlinfra_prefect.ledger import SqliteLedger
 from mlinfra_prefect.model.endpoint import KeptRecord
 from mlinfra_prefect.model.home import Home
@@ -70,6 +73,10 @@ def write(cli: Cli) -> Iterator[Callable[..., str]]:
 
     yield write
     ledger.close()
+    # What a test wrote may stand for hours, and a verb may have started a keeper for it.
+    watcher = watcher_identity(cli.home)
+    if watcher is not None and is_alive(*watcher):
+        os.kill(watcher[0], signal.SIGKILL)
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ class Reader:
             "COLUMNS": "100",
         }
 
-    def does(self, *words: str, timeout: float = 120) -> str:
+    def does(self, *words: str, timeout: float = 240) -> str:
         """Run a command that must end with 0; returns what it printed."""
         if words[0] == "mlinfra-prefect":
             words = (sys.executable, "-m", "mlinfra_prefect", *words[1:])

@@ -20,6 +20,19 @@ def fit(seconds: float) -> ModelArtifact:
     return node().artifact(format="json", metrics={"loss": 0.5})
 
 
+def fit_classifier() -> ModelArtifact:
+    """One that can be served."""
+    import skops.io
+    from sklearn.dummy import DummyClassifier
+
+    skops.io.dump(DummyClassifier().fit([[0.0], [1.0], [2.0]], [3, 3, 4]), node().output_dir / "model.skops")
+    return node().artifact(format="sklearn-skops", metrics={"accuracy": 0.9})
+
+
+def score(model: ModelArtifact) -> dict[str, float]:
+    return {"accuracy": model.metrics["accuracy"]}
+
+
 @task
 @gpu("cpu", max_minutes=5)
 def fit_on_a_node(number: int) -> ModelArtifact:

@@ -153,7 +153,9 @@ def test_cancelled_the_lease_begins_to_go_before_prefect_kills_anything(place: A
 
 def trains(place: Any, run: str) -> bool:
     """Whether the run's training has written its first file, which goes with the lease."""
-    return any((place.home / "work" / lease["id"]).rglob("model.json") for lease in leases_of(place, run))
+    state = place.run(run)["state"]
+    assert state["type"] not in prefect_place.OVER, state
+    return any(list((place.home / "work" / lease["id"]).rglob("model.json")) for lease in leases_of(place, run))
 
 
 @pytest.mark.parametrize(("flow", "server"), [("in_threads", False), ("in_processes", True)])

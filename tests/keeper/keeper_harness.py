@@ -202,10 +202,10 @@ class House:
         ]
 
     def watcher(self) -> int:
-        """The pid of the watcher."""
-        found = self.processes("watch.py")
-        assert len(found) == 1, found
-        return found[0].pid
+        """The pid of the watcher: one, but for a moment in which another one was started beside it and is leaving."""
+        return self.until(
+            lambda: found[0].pid if len(found := self.processes("watch.py")) == 1 else None, "one watcher"
+        )
 
     def kill_keeper(self, *, operations: bool = False) -> None:
         """SIGKILL the watcher, and what it has spawned."""

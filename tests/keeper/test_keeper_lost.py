@@ -147,7 +147,8 @@ def test_the_dead_man_ends_what_nobody_keeps(house: House) -> None:
     house.until(lambda: not house.processes(lease=lease), "everything of it is gone", seconds=15)
     deadline = house.runs(f"say('deadline', at=context.record({lease!r}).deadline.timestamp())").hears("deadline")["at"]
     assert time.time() > deadline
-    assert lease in house.reap()["released"]
+    house.reap()  # which may find that a keeper came up with it and was faster
+    house.becomes(lease, "released")
 
 
 def test_a_keeper_that_hangs_is_replaced_when_it_has_renewed_nothing_for_two_windows(house: House) -> None:
