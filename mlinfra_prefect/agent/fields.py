@@ -49,9 +49,12 @@ class Fields:
             raise SpecError(f"{self._where}: the field {name!r} must be a finite number of at least {least:g}")
         return float(value)
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str, *default: None) -> Any:
         """An absolute path."""
-        value = Path(self.take(name, str))
+        told = self.take(name, str, *default)
+        if told is None:
+            return None
+        value = Path(told)
         if not value.is_absolute():
             raise SpecError(f"{self._where}: the field {name!r} must be an absolute path")
         return value

@@ -25,6 +25,8 @@ class ServeSpec:
     ``listen``: a port of the loopback interface that the agent itself listens on and each server inherits as
     ``--fd N``, so that requests wait, and are not refused, while a server that died is started again.
     ``final``: exit codes by which a server says that starting it again would change nothing.
+    ``scale``: the file that says how many of them shall run (``{"replicas": 2}``), from ``least``, which run in any
+    case, to all of them. None: always all.
     """
 
     argvs: tuple[tuple[str, ...], ...]
@@ -32,6 +34,8 @@ class ServeSpec:
     cwd: Path
     listen: int | None = None
     final: tuple[int, ...] = ()
+    scale: Path | None = None
+    least: int = 1
 
 
 @dataclass(frozen=True)
@@ -97,10 +101,14 @@ def _serve(payload: object) -> ServeSpec:
         cwd=fields.path("cwd"),
         listen=fields.take("listen", int, None),
         final=tuple(int(code) for code in fields.take("final", list, [])),
+        scale=fields.path("scale", None),
+        least=fields.take("least", int, 1),
     )
     fields.finish()
     if not serve.argvs:
         raise SpecError("agent spec: serve: the field 'argvs' is empty")
+    if not 1 <= serve.least <= len(serve.argvs):
+        raise SpecError("agent spec: serve: the field 'least' must be from 1 to the number of 'argvs'")
     return serve
 
 

@@ -77,15 +77,17 @@ def served(row: Row) -> dict[str, Any]:
     """Return what the listing of endpoints says of one, its versions included.
 
     A version's ``share`` is the one by which requests are routed at this moment, as the router says; None where no
-    router answers, so nothing is served. ``declared_share`` is the record's.
+    router answers, so nothing is served. ``declared_share`` is the record's. ``replicas``: how many of its servers get
+    requests; None where that is not known.
     """
     kept = entry(row)
     now = _served_now(row)
     versions = [
         {
             "version": version.get("version"),
-            "share": None if now is None else now.get(version.get("version"), 0),
+            "share": None if now is None else now.get(version.get("version"), (0, 0))[0],
             "declared_share": version.get("share"),
+            "replicas": None if now is None else now.get(version.get("version"), (0, 0))[1],
             **{name: version.get(name) for name in ("state", "reason", "sha256", "rollout", "retire_at")},
         }
         for version in row.values.get("versions", ())
@@ -95,8 +97,8 @@ def served(row: Row) -> dict[str, Any]:
     return first | {name: kept[name] for name in rest}  # type: ignore[literal-required]
 
 
-def _served_now(row: Row) -> dict[int, int] | None:
-    """Ask the router which shares it routes by; None: no router answers."""
+def _served_now(row: Row) -> dict[int, tuple[int, int | None]] | None:
+    """Ask the router by which shares it routes, and to how many servers; None: no router answers."""
     url = row.values.get("url")
     if row.state == "released" or not isinstance(url, str) or not url.startswith("http://127.0.0.1:"):
         return None
@@ -106,7 +108,7 @@ def _served_now(row: Row) -> dict[int, int] | None:
         told = json.load(line.getresponse())
         if told["name"] != row.values.get("name"):
             return None  # a stranger on its port
-        return {int(each["version"]): int(each["share"]) for each in told["versions"]}
+        return {int(each["version"]): (int(each["share"]), each.get("replicas")) for each in told["versions"]}
     except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException):
         return None
     finally:

@@ -188,7 +188,7 @@ def _create_rollout(
     ledger = context.ledger
     base, now = rollout_base(endpoint.id), ledger.now()
     ports: list[int] = []
-    while len(ports) < serving.replicas:
+    while len(ports) < serving.most_replicas:
         ports.append(_port(context, endpoint.platform, None, taken=(*ports, endpoint.port)))
     number = len(ledger.rounds(base)) + 1
     expires = None if serving.expires_minutes is None else now + timedelta(minutes=serving.expires_minutes)

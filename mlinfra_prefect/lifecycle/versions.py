@@ -15,8 +15,10 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.endpoint import (
     GONE,
     IN_ROLLOUT,
+    REPLICAS,
     EndpointRecord,
     RolloutRecord,
+    Scale,
     Version,
     VersionState,
     with_share,
@@ -64,11 +66,21 @@ def enter(context: Context, rollout: RolloutRecord) -> EndpointRecord:
         refuse_second(endpoint)
         version = Version(
             version=rollout.version, share=0, state=VersionState.DEPLOYING, sha256=rollout.artifact.sha256,
-            artifact=rollout.artifact, rollout=rollout.id, urls=rollout.urls,
+            artifact=rollout.artifact, rollout=rollout.id, urls=rollout.urls, scale=_scale(context, rollout),
         )  # fmt: skip
         return endpoint.rerouted((*endpoint.versions, version)).revised(serving=rollout.serving)
 
     return decide(context, rollout.endpoint, change, f"version {rollout.version}: deploying")
+
+
+def _scale(context: Context, rollout: RolloutRecord) -> Scale | None:
+    serving = rollout.serving
+    if serving.most_replicas == serving.replicas:
+        return None
+    file = context.home.record_dir(rollout.id) / REPLICAS
+    return Scale(
+        least=serving.replicas, most=serving.most_replicas, target=serving.target_in_flight, file=str(file)
+    )  # fmt: skip
 
 
 def refuse_second(endpoint: EndpointRecord) -> None:
@@ -120,7 +132,7 @@ def promote(context: Context, endpoint_id: str, number: int, *, reason: str = ""
 
     def change(endpoint: EndpointRecord) -> EndpointRecord | None:
         version = the_version(endpoint, number)
-        if not endpoint.live or endpoint.candidate not in (None, version):  # noqa: PLR6201 (a version has no hash)
+        if not endpoint.live or endpoint.candidate not in (None, version):
             refuse_second(endpoint)  # a canary that is being watched would take its share back
         if version.state is VersionState.ROLLED_BACK:
             raise RolledBack(

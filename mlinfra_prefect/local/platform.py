@@ -162,7 +162,9 @@ class LocalPlatform:
             ready_by = min(deadline, time.time() + record.serving.ready_seconds)
             look = client.ready if isinstance(record, RolloutRecord) else routing.routes
             try:
-                for url in record.urls if isinstance(record, RolloutRecord) else (record.url,):
+                # Those beyond come under load only, and get no request before they are ready.
+                first = record.serving.replicas
+                for url in record.urls[:first] if isinstance(record, RolloutRecord) else (record.url,):
                     client.wait_ready(url, ready_by, lambda: node.lives() and wanted(), look=look)
             except EndpointNotReady as error:
                 said = server_words(Path(attempt.node_dir))

@@ -12,6 +12,7 @@ Usage::
     router.py --name NAME --routes FILE --fd N            # a listening socket that the supervisor holds and passes on
     router.py --name NAME --routes FILE --host 127.0.0.1 --port N
               [--timeout-seconds 60]                      # of silence, for each try
+              [--down-seconds 30]                         # of less load, before a scaled version has fewer servers
 
 Routes: the keeper replaces FILE atomically, and requests that arrive 30 ms later follow it. Requests in progress end
 where they are; connections to servers that have no route any more are closed as they fall idle::
@@ -22,6 +23,11 @@ where they are; connections to servers that have no route any more are closed as
 
 Shares add up to 100, or to 0 while nothing serves (503, with Retry-After). A request that says ``Mlinfra-Version: 2``
 goes to that version whatever its share (404 where it has no route); every answer says which version gave it.
+
+A version with ``"scale": {"least": 1, "most": 3, "target": 4, "file": FILE}`` has as many servers as its requests in
+flight, averaged over seconds, need at `target` each. The router writes ``{"replicas": 2}`` to that file, for whoever
+runs them. A further server gets requests from its first good answer to ``/v2/health/ready`` on; one that is not needed
+any more gets none, and is given up in the file once nothing is in flight there: scaling fails and retries no request.
 
 A request whose server refuses it, hangs, or goes away before any of its answer was passed on is tried again: on another
 replica, else on another version with a share, else 100 ms later on the same. Inference is idempotent. Methods, paths,
@@ -44,6 +50,7 @@ import errno
 import gc
 import ipaddress
 import json
+import math
 import os
 import re
 import resource
@@ -51,6 +58,7 @@ import signal
 import socket
 import sys
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +77,11 @@ QUIET_SECONDS = 0.2  # how long at least clients are told, by their answers, tha
 IDLE_SECONDS = 120.0  # after which a client's connection that asks nothing, or half a question, is closed
 SWEEP_SECONDS = 0.25  # between two looks at what is silent: no timer per request
 LINGER_SECONDS = 2.0  # for a refused client to finish sending, or a reset would overtake the refusal
+LOAD_SECONDS = 1.0  # between two decisions on how many servers a scaled version needs
+LOAD_WEIGHT = 0.5  # of the last second in the moving average of requests in flight
+DOWN_SECONDS = 30.0  # a scaled version keeps its servers for so long after it needed them
+STEP_SECONDS = 0.2  # between two looks at servers that are to come or to go
+PROBE_SECONDS = 1.0  # for such a server to answer
 MOST_TRIES = 3
 MOST_HEAD = 64 << 10  # bytes of a start line with its headers
 MOST_BODY = 64 << 20  # bytes of a request
@@ -94,12 +107,23 @@ class RefusedToRoute(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Scale:
+    """How many servers a version has: from `least` to `most`, so that each has `target` requests in flight."""
+
+    least: int
+    most: int
+    target: float
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
-    """One version with its share in percent and the URLs of its replicas."""
+    """One version with its share in percent and the URLs of its replicas; with a scale, the first ones are in use."""
 
     version: int
     share: int
     urls: tuple[str, ...]
+    scale: Scale | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +166,22 @@ def _parse_version(entry: Any) -> Version:
         raise ValueError(f"urls must be a list of http://127.0.0.1:PORT, in {entry!r}")
     if share and not urls:
         raise ValueError(f"urls is empty, but version {version} has a share")
-    return Version(version, share, tuple(url.rstrip("/") for url in urls))
+    told = entry.get("scale")
+    scale = None if told is None else _parse_scale(told, len(urls))
+    return Version(version, share, tuple(url.rstrip("/") for url in urls), scale)
+
+
+def _parse_scale(told: Any, urls: int) -> Scale:
+    if not isinstance(told, dict):
+        raise ValueError(f"scale must be an object, not {told!r}")  # noqa: TRY004
+    least, most, target, file = _count(told, "least"), _count(told, "most"), told.get("target"), told.get("file")
+    if not 1 <= least <= most or most != urls:
+        raise ValueError(f"scale must have 1 <= least <= most, and most urls, in {told!r} with {urls} urls")
+    if not isinstance(target, int | float) or isinstance(target, bool) or not 0 < target < math.inf:
+        raise ValueError(f"target must be a number above 0, not {target!r}")
+    if not isinstance(file, str) or not os.path.isabs(file) or "\0" in file:  # noqa: PTH117
+        raise ValueError(f"file must be an absolute path, not {file!r}")
+    return Scale(least, most, float(target), file)
 
 
 def _count(entry: dict[str, Any], key: str) -> int:
@@ -174,19 +213,25 @@ class Picker:
     def __init__(self, table: Table) -> None:
         self.table = table
         self.versions = {each.version: each for each in table.versions}
+        self.used = {each.version: each.urls for each in table.versions}
         self.urls = frozenset(url for each in table.versions for url in each.urls)
         self._sharing = sorted((each for each in table.versions if each.share), key=lambda each: -each.share)
         self._credit = dict.fromkeys(self.versions, 0)
         self._turn = dict.fromkeys(self.versions, 0)
+
+    def use(self, version: int, count: int) -> None:
+        """Send a version's requests to its first servers only."""
+        self.used[version] = self.versions[version].urls[:count]
+        self.urls = frozenset(url for urls in self.used.values() for url in urls)
 
     def pick(self, wanted: int | None) -> tuple[Version, str] | None:
         """Return the next version (or the one that a request wants) and its next server; None: there is none."""
         chosen = self._next() if wanted is None else self.versions.get(wanted)
         if chosen is None or not chosen.urls:
             return None
-        turn = self._turn[chosen.version]
+        turn, urls = self._turn[chosen.version], self.used[chosen.version]
         self._turn[chosen.version] = turn + 1
-        return chosen, chosen.urls[turn % len(chosen.urls)]
+        return chosen, urls[turn % len(urls)]
 
     def _next(self) -> Version | None:
         chosen = None
@@ -204,10 +249,127 @@ class Picker:
         if own is not None and not own.share and wanted is None:
             own = None  # it lost its share meanwhile
         for each in (*((own,) if own else ()), *(self._sharing if wanted is None else ())):
-            for url in each.urls:
+            for url in self.used[each.version]:
                 if url not in tried:
                     return each, url
         return None
+
+
+# --- scaling ---------------------------------------------------------------------------------------------------------
+
+
+class Demand:
+    """How many servers a version needs: up at once, down to the most that were needed in the last `patience` seconds.
+
+    Knows no clock and no server; `now` is in seconds, and rises.
+    """
+
+    def __init__(self, scale: Scale, replicas: int, now: float, patience: float) -> None:
+        self.wanted = replicas
+        self._scale, self._patience = scale, patience
+        self._average = 0.0
+        self._needed = deque([(now, replicas)])
+
+    def judge(self, in_flight: float, now: float) -> int:
+        """Take the requests in flight over the last second, on average; return how many servers are wanted."""
+        self._average += LOAD_WEIGHT * (in_flight - self._average)
+        needed = min(max(math.ceil(self._average / self._scale.target), self._scale.least), self._scale.most)
+        # Falls from left to right, so that the first is the most: what is outlived by a larger need is dropped.
+        while self._needed and self._needed[-1][1] <= needed:
+            self._needed.pop()
+        self._needed.append((now, needed))
+        while self._needed[0][0] < now and self._needed[0][0] <= now - self._patience:
+            self._needed.popleft()
+        self.wanted = self._needed[0][1]
+        return self.wanted
+
+
+class Scaler:
+    """Brings a version's servers to the number that its load asks for, without touching any request.
+
+    `live`: the first so many get requests. `asked`: so many shall run, as the file says. What is asked rises only when
+    each server that was given up has been seen gone: one that is about to end would answer that it is ready, too.
+    """
+
+    def __init__(self, router: Router, version: Version, scale: Scale) -> None:
+        self.router, self.version, self.scale = router, version, scale
+        now = router.loop.time()
+        self.asked = self._read()
+        self.live = scale.least
+        self.demand = Demand(scale, self.asked, now, router.patience)
+        self._going = set(version.urls[self.asked :])  # by the router before this one, perhaps
+        self._sum, self._samples, self._judged, self._stepped = 0, 0, now, 0.0
+        self._looking: asyncio.Task[None] | None = None
+        self._told = False
+
+    def look(self, now: float) -> None:
+        """Sample the load; now and then decide, and do what follows from it. Called all the time."""
+        self._sum += self.router.tally(self.version.version).in_flight
+        self._samples += 1
+        if now - self._judged >= LOAD_SECONDS:
+            self.demand.judge(self._sum / self._samples, now)
+            self._sum, self._samples, self._judged = 0, 0, now
+        if now - self._stepped >= STEP_SECONDS and self._looking is None:
+            self._stepped = now
+            self._step()
+
+    def end(self) -> None:
+        """The version has no routes any more."""
+        if self._looking is not None:
+            self._looking.cancel()
+
+    def _step(self) -> None:
+        wanted = self.demand.wanted
+        if self.live > wanted:
+            self._use(wanted)
+        surplus = self.version.urls[wanted : self.asked]
+        if surplus and not any(self.router.flying[url] for url in surplus):
+            self._ask_for(wanted)
+            self._going.update(surplus)
+        elif wanted > self.asked and not self._going:
+            self._ask_for(wanted)
+        if self._going or self.live < min(wanted, self.asked):
+            self._looking = self.router.loop.create_task(self._look_at_servers())
+
+    async def _look_at_servers(self) -> None:
+        try:
+            for url in tuple(self._going):
+                if await self.router.answers(url) is None:
+                    self._going.discard(url)
+            while self.live < min(self.demand.wanted, self.asked):
+                if not await self.router.answers(self.version.urls[self.live]):
+                    break
+                self._use(self.live + 1)
+        finally:
+            self._looking = None
+
+    def _use(self, count: int) -> None:
+        self.live = count
+        self.router.use(self.version.version, count)
+
+    def _read(self) -> int:
+        try:
+            told = json.loads(Path(self.scale.file).read_bytes())["replicas"]
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+            told = None
+        if not isinstance(told, int) or isinstance(told, bool):
+            return self.scale.least
+        return min(max(told, self.scale.least), self.scale.most)
+
+    def _ask_for(self, count: int) -> None:
+        """Write how many servers shall run; where that fails, the next step tries again."""
+        scratch = f"{self.scale.file}.{os.getpid()}.tmp"
+        try:
+            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(json.dumps({"replicas": count}).encode())
+            Path(scratch).replace(self.scale.file)
+        except OSError as error:
+            if not self._told:
+                sys.stderr.write(f"mlinfra-prefect router: {self.scale.file} cannot be written: {error.strerror}\n")
+            self._told = True
+        else:
+            self.asked, self._told = count, False
 
 
 # --- counting --------------------------------------------------------------------------------------------------------
@@ -629,6 +791,7 @@ class Exchange:
         self._tried.append(url)
         self._tally = self.router.tally(version.version)
         self._tally.in_flight += 1
+        self.router.flying[url] += 1
         self._began = self._heard = self.router.loop.time()
         self._send()
 
@@ -731,7 +894,11 @@ class Exchange:
     def _once_more(self) -> None:
         self._again = None
         now = self.router.picker.versions.get(self._version.version)
-        if now is not None and self._url in now.urls and (now.share or self.wanted is not None):
+        if (
+            now is not None
+            and self._url in self.router.picker.used[now.version]
+            and (now.share or self.wanted is not None)
+        ):
             self._try(now, self._url)
         else:  # its routes changed meanwhile
             self._pick()
@@ -773,6 +940,7 @@ class Exchange:
         tally, self._tally, self._upstream, self._held = self._tally, None, None, b""
         assert tally is not None
         tally.in_flight -= 1
+        self.router.flying[self._url] -= 1
         return tally
 
 
@@ -940,8 +1108,8 @@ class Client(asyncio.Protocol):
 class Router:
     """The routes, the connections and the counters of one endpoint; everything happens in one event loop."""
 
-    def __init__(self, name: str, routes: Path, timeout: float) -> None:
-        self.name, self.routes, self.timeout = name, routes, timeout
+    def __init__(self, name: str, routes: Path, timeout: float, patience: float = DOWN_SECONDS) -> None:
+        self.name, self.routes, self.timeout, self.patience = name, routes, timeout, patience
         self.loop = asyncio.get_running_loop()
         self.picker = Picker(Table(0, ()))
         self.problem: str | None = None
@@ -952,7 +1120,9 @@ class Router:
             b"/mlinfra/health": self.health, b"/mlinfra/state": self.state, b"/mlinfra/metrics": self.metrics,
         }  # fmt: skip
         self._path = str(routes)
+        self.flying: Counter[str] = Counter()
         self._tallies: dict[int, Tally] = {}
+        self._scalers: dict[int, Scaler] = {}
         self._idle: dict[str, list[Upstream]] = {}
         self._seen: tuple[int, ...] | None = None
         self._swept = self.loop.time()
@@ -1000,6 +1170,26 @@ class Router:
         if upstream in kept:
             kept.remove(upstream)
 
+    async def answers(self, url: str) -> bool | None:
+        """Whether a server says that it is ready; None: nobody listens there."""
+        found = _URL.fullmatch(url)
+        assert found is not None
+        host, port = found[1] or found[2], int(found[3])
+        writer = None
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                reader, writer = await asyncio.open_connection(host, port)
+                writer.write(b"GET /v2/health/ready HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                status = _STATUS_LINE.fullmatch((await reader.readline()).rstrip(b"\r\n"))
+                return status is not None and status[2] == b"200"
+        except ConnectionRefusedError:
+            return None
+        except (OSError, ValueError):
+            return False
+        finally:
+            if writer is not None:
+                writer.transport.abort()
+
     def sweep(self) -> None:
         """Give up tries that hear nothing, and close the connections of clients that ask nothing."""
         self._swept = now = self.loop.time()
@@ -1015,6 +1205,8 @@ class Router:
         """Follow the routes file; whatever it is, the router goes on and looks again."""
         try:
             self._follow()
+            for scaler in self._scalers.values():
+                scaler.look(self.loop.time())
         finally:
             if self.loop.time() - self._swept > SWEEP_SECONDS:
                 self.sweep()
@@ -1043,9 +1235,36 @@ class Router:
         self.problem = None
         if table != now:
             self.picker = Picker(table)
-            for url in [url for url in self._idle if url not in self.picker.urls]:
-                for upstream in self._idle.pop(url):
-                    upstream.transport.close()
+            self._scale()
+            self._let_go()
+
+    def _scale(self) -> None:
+        """Have a scaler for each version that is to have one; one that has no reason to change goes on."""
+        before, self._scalers = self._scalers, {}
+        for version in self.picker.table.versions:
+            if version.scale is None:
+                continue
+            kept = before.get(version.version)
+            if kept is not None and (kept.scale, kept.version.urls) == (version.scale, version.urls):
+                del before[version.version]
+            else:
+                kept = Scaler(self, version, version.scale)
+            self._scalers[version.version] = kept
+            self.picker.use(version.version, kept.live)
+        for gone in before.values():
+            gone.end()
+
+    def use(self, version: int, count: int) -> None:
+        """Send a version's requests to its first servers only; connections to the others close as they fall idle."""
+        self.picker.use(version, count)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for url in [url for url in self._idle if url not in self.picker.urls]:
+            for upstream in self._idle.pop(url):
+                upstream.transport.close()
+        for url in [url for url, count in self.flying.items() if not count and url not in self.picker.urls]:
+            del self.flying[url]
 
     # -- pages
 
@@ -1069,7 +1288,12 @@ class Router:
 
     def _told(self, version: Version) -> dict[str, Any]:
         tally = self.tally(version.version).as_json()
-        return {"version": version.version, "share": version.share, "urls": list(version.urls), **tally}
+        used = self.picker.used.get(version.version, ())
+        scaler = self._scalers.get(version.version)
+        return {
+            "version": version.version, "share": version.share, "urls": list(used), "replicas": len(used),
+            "wanted": len(used) if scaler is None else scaler.demand.wanted, **tally,
+        }  # fmt: skip
 
     def metrics(self) -> str:
         """The same counters for Prometheus; versions that have gone keep theirs."""
@@ -1089,6 +1313,8 @@ class Router:
         shares = {number: self.picker.versions.get(number) for number in tallies}
         found = [(labels(number), each.share if each else 0) for number, each in shares.items()]
         tell("share_percent", "gauge", "Of new requests.", found)
+        replicas = [(labels(number), len(self.picker.used.get(number, ()))) for number in tallies]
+        tell("replicas", "gauge", "Servers that get requests.", replicas)
         for what, kind, text in (
             ("in_flight", "gauge", "Requests not answered yet."),
             ("requests", "counter", "Requests answered, or given up."),
@@ -1110,9 +1336,17 @@ class Router:
         return "\n".join(lines) + "\n"
 
 
-async def route(name: str, routes: Path, listening: socket.socket, patience: float) -> None:
-    """Route until SIGTERM or SIGINT, then let what is in progress end; `patience` is in seconds, for each try."""
-    router = Router(name, routes, patience)
+async def route(name: str, routes: Path, listening: socket.socket, patience: float, down: float) -> None:
+    """Route until SIGTERM or SIGINT, then let what is in progress end.
+
+    Args:
+        name: the endpoint's.
+        routes: the file.
+        listening: where clients come.
+        patience: seconds of silence, for each try.
+        down: seconds of less load before a scaled version has fewer servers.
+    """
+    router = Router(name, routes, patience, down)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         router.loop.add_signal_handler(signum, stop.set)
@@ -1200,11 +1434,14 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--port", type=int, metavar="N")
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address, with --port")
     parser.add_argument("--timeout-seconds", type=float, default=60.0, metavar="S", help="of silence, for each try")
+    parser.add_argument("--down-seconds", type=float, default=DOWN_SECONDS, metavar="S", help="of less load")
     arguments = parser.parse_args(argv)
     if not _NAME.fullmatch(arguments.name):
         parser.error(f"--name {arguments.name!r} must match {_NAME.pattern}")
     if not 0 < arguments.timeout_seconds <= 86400:
         parser.error(f"--timeout-seconds {arguments.timeout_seconds:g} is not between 0 and 86400")
+    if not 0 <= arguments.down_seconds <= 86400:
+        parser.error(f"--down-seconds {arguments.down_seconds:g} is not between 0 and 86400")
     return arguments
 
 
@@ -1220,7 +1457,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"mlinfra-prefect router: {refusal}\n")
         return refusal.code
     _allow_connections()
-    asyncio.run(route(arguments.name, arguments.routes, listening, arguments.timeout_seconds))
+    asyncio.run(
+        route(arguments.name, arguments.routes, listening, arguments.timeout_seconds, arguments.down_seconds)
+    )  # fmt: skip
     return 0
 
 

@@ -44,6 +44,7 @@ def routes_of(endpoint: EndpointRecord) -> dict[str, Any]:
         "name": endpoint.name,
         "versions": [
             {"version": each.version, "share": each.share, "urls": list(each.urls)}
+            | ({"scale": each.scale.model_dump()} if each.scale is not None else {})
             for each in endpoint.versions
             if each.state not in GONE and (each.share or each.state != "deploying")
         ],

@@ -14,7 +14,7 @@ from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
 from mlinfra_prefect.local.serving_requirements import serving_requirements
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.endpoint import RolloutRecord
+from mlinfra_prefect.model.endpoint import REPLICAS, RolloutRecord
 
 FORMATS = ("sklearn-skops", "python")
 """The formats that a local endpoint can serve."""
@@ -109,4 +109,9 @@ def serve_spec(record: RolloutRecord, cache: Path, node_dir: Path, marks: Mappin
     for trusted in record.serving.trusted_types:
         argv += ["--trusted-type", trusted]
     argvs = [[*argv, "--port", str(port)] for port in record.ports]
-    return {"argvs": argvs, "env": {}, "cwd": str(node_dir), "final": FINAL}
+    # Not in the attempt's own directory: servers that are repaired are as many as before.
+    scaled = {"scale": str(node_dir.parent.parent / REPLICAS), "least": record.serving.replicas}
+    return {
+        "argvs": argvs, "env": {}, "cwd": str(node_dir), "final": FINAL,
+        **(scaled if len(argvs) > record.serving.replicas else {}),
+    }  # fmt: skip

@@ -52,6 +52,23 @@ VERSION_TRANSITIONS: Mapping[VersionState, frozenset[VersionState]] = {
 }
 
 
+REPLICAS = "replicas.json"
+"""In a rollout's directory: how many of its servers shall run. The router writes it, the agent follows it."""
+
+
+class Scale(Record):
+    """How many of a version's servers run: from `least` to `most`, by the requests in flight."""
+
+    least: int = Field(title="Least", description="How many run without load.", ge=1, examples=[1])
+    most: int = Field(title="Most", description="How many run at most.", ge=1, examples=[4])
+    target: float = Field(title="Target", description="Requests in flight per server.", gt=0, examples=[4.0])
+    file: Line = Field(
+        title="File",
+        description="Where the router writes how many shall run.",
+        examples=["/home/ada/.mlinfra-prefect/work/r0f3c5d7e9b1a2c4d6e8f-1/replicas.json"],
+    )
+
+
 class Version(Record):
     """One version of an endpoint."""
 
@@ -71,6 +88,9 @@ class Version(Record):
     )
     urls: tuple[Line, ...] = Field(
         default=(), title="URLs", description="Of its servers, one a replica.", examples=[["http://127.0.0.1:9001"]]
+    )
+    scale: Scale | None = Field(
+        default=None, title="Scale", description="How many of these run; None: always all of them."
     )
     promoted_at: Moment | None = Field(default=None, title="Promoted at", description="Last; None: never.")
     retire_at: Moment | None = Field(

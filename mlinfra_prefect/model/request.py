@@ -216,6 +216,22 @@ class ServingRequest(Record):
         le=16,
         examples=[2],
     )
+    max_replicas: int | None = Field(
+        default=None,
+        title="Replicas at most",
+        description="Under load so many servers are started, and ended when it is over; None: always as many.",
+        ge=1,
+        le=16,
+        examples=[4],
+    )
+    target_in_flight: float = Field(
+        default=4.0,
+        title="Requests in flight",
+        description="How many a replica shall have at a time, on average, where their number follows the load.",
+        gt=0,
+        le=10000,
+        examples=[4.0],
+    )
     retire_seconds: float = Field(
         default=30.0,
         title="Retire after (seconds)",
@@ -255,6 +271,14 @@ class ServingRequest(Record):
         examples=[["sklearn.tree._tree.Tree"]],
     )
 
+    @field_validator("max_replicas")
+    @classmethod
+    def _not_below_replicas(cls, value: int | None, info: ValidationInfo) -> int | None:
+        least = info.data.get("replicas")
+        if value is not None and least is not None and value < least:
+            raise ValueError(f"must be at least replicas, which is {least}")
+        return value
+
     @field_validator("predictor")
     @classmethod
     def _inside_the_code(cls, value: str | None) -> str | None:
@@ -265,6 +289,11 @@ class ServingRequest(Record):
         if path.suffix != ".py" or path.is_absolute() or ".." in path.parts or not function.isidentifier():
             raise ValueError("must be 'file.py:function' inside the artifact's code")
         return value
+
+    @property
+    def most_replicas(self) -> int:
+        """How many servers a version can come to have."""
+        return self.max_replicas or self.replicas
 
     def merged(self, overrides: Mapping[str, Any]) -> ServingRequest:
         """Return this request with some fields replaced.

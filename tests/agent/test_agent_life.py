@@ -18,6 +18,7 @@ from agent_harness import NodeUnderTest, processes_with, wait_until
 
 from mlinfra_prefect.agent import identity, wire
 from mlinfra_prefect.agent.life import Life
+from mlinfra_prefect.agent.specs import ServeSpec
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="counts processes in /proc")
 
@@ -378,6 +379,61 @@ def test_the_agent_holds_the_socket_so_that_who_asks_meanwhile_waits(endpoint: C
     os.kill(first, signal.SIGKILL)
     assert answer() != first
     assert node.state()["state"] == "up"
+
+
+def running_servers(node: NodeUnderTest) -> list[int]:
+    return [each["pid"] for each in node.state()["servers"] if each is not None]
+
+
+def test_as_many_servers_run_as_a_file_says(node: NodeUnderTest) -> None:
+    """From the least to all; what is not a number changes nothing, and no server that is let go is missed."""
+    file = node.root / "replicas.json"
+    serve = ServeSpec((("sleep", "60"),) * 3, {}, node.root, scale=file, least=1)
+    node.start(role="endpoint", serve=serve)
+    bare = len(node.family(3))  # agent, guardian, one server
+    (first,) = running_servers(node)
+
+    def become(count: int) -> None:
+        wait_until(lambda: len(running_servers(node)) == count)
+        wait_until(lambda: len(node.processes()) == bare - 1 + count)
+        assert running_servers(node)[0] == first
+
+    for told, count in (("3", 3), ("2", 2), ("99", 3), ("0", 1), ("2", 2)):
+        file.write_text(f'{{"replicas": {told}}}')
+        become(count)
+    for content in ("{", "[2]", '{"replicas": "3"}', '{"replicas": true}', "{}"):
+        file.write_text(content)
+        time.sleep(0.1)
+    file.unlink()
+    time.sleep(0.4)  # a heartbeat
+    become(2)
+    assert node.state()["state"] == "up"
+    assert "exited" not in (node.dir / wire.AGENT_LOG).read_text()
+
+
+def test_a_file_that_is_there_already_says_how_many_servers_start(node: NodeUnderTest) -> None:
+    """Servers that are repaired are as many as before, and those beyond the first are started again, too."""
+    file = node.root / "replicas.json"
+    file.write_text('{"replicas": 2}')
+    node.start(role="endpoint", serve=ServeSpec((("sleep", "60"),) * 3, {}, node.root, scale=file, least=1))
+    first, second = wait_until(lambda: len(found := running_servers(node)) == 2 and found)
+    os.kill(second, signal.SIGKILL)
+    wait_until(lambda: len(found := running_servers(node)) == 2 and second not in found)
+    assert first in running_servers(node)
+
+
+def test_a_further_server_that_cannot_start_does_not_end_the_others(node: NodeUnderTest) -> None:
+    """Its port was taken meanwhile, say; the first ones serve on, and it is tried again later."""
+    file = node.root / "replicas.json"
+    file.write_text('{"replicas": 2}')
+    argvs = (("sleep", "60"), ("sh", "-c", "echo tried; exit 4"))
+    node.start(role="endpoint", serve=ServeSpec(argvs, {}, node.root, final=(4,), scale=file, least=1))
+    log = node.dir / wire.AGENT_LOG
+    wait_until(lambda: "server 2 exited with 4: trying again" in log.read_text())
+    time.sleep(0.3)
+    assert node.state()["state"] == "up"
+    assert (node.dir / wire.SERVER_LOG).read_text() == "tried\n"
+    assert len(running_servers(node)) == 1
 
 
 def test_a_grant_may_carry_a_later_deadline(endpoint: Callable[..., NodeUnderTest]) -> None:

@@ -54,9 +54,12 @@ def test_specs_are_read_back_as_they_were_written() -> None:
         0.1,
         Path("/p"),
         Path("/c"),
-        specs.ServeSpec((("a", "b"), ("c",)), {"B": "c"}, Path("/d"), listen=8123, final=(2,)),
+        specs.ServeSpec((("a",), ("b",)), {"B": "c"}, Path("/d"), scale=Path("/s"), least=2),
     )
-    assert specs.AgentSpec.from_payload(json.loads(json.dumps(agent.to_payload()))) == agent
+    payload = json.loads(json.dumps(agent.to_payload()))
+    assert specs.AgentSpec.from_payload(payload) == agent
+    with pytest.raises(wire.SpecError, match="'least' must be from 1 to the number of 'argvs'"):
+        specs.AgentSpec.from_payload({**payload, "serve": {**payload["serve"], "least": 3}})
     assert "grant_token" not in repr(agent)
 
 

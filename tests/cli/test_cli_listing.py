@@ -72,7 +72,7 @@ def test_the_keys_of_ps_are_documented():
     assert [key for key in Entry.__annotations__ if f"`{key}`" not in section] == []
 
 
-VERSION_KEYS = {"version", "share", "declared_share", "state", "reason", "sha256", "rollout", "retire_at"}
+VERSION_KEYS = {"version", "share", "declared_share", "replicas", "state", "reason", "sha256", "rollout", "retire_at"}
 FIRST = sample_endpoint().versions[0]
 CANARY = FIRST.revised(version=2, state="canary", share=10, rollout=sample_rollout(version=2).id)
 GONE = FIRST.revised(version=3, state="rolled-back", share=0, reason="it disagreed", rollout=None)

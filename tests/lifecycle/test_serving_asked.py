@@ -85,6 +85,23 @@ def test_the_first_deployment_writes_an_endpoint_and_its_first_rollout(context: 
     assert {context.ledger.holder(f"port:{port}") for port in rollout.ports} == {rollout.id}
 
 
+def test_a_version_that_may_scale_has_the_ports_of_all_and_one_file_for_their_number(
+    context: Context, asks: Ask
+) -> None:
+    """All are reserved before anything runs; as many at most as at least is no scaling."""
+    rollout = asks(replicas=1, max_replicas=3, target_in_flight=2.5).rollout
+    (version,) = context.endpoint("churn").versions
+    assert len(set(rollout.ports)) == 3
+    assert version.urls == rollout.urls
+    scale = version.scale
+    assert scale is not None
+    assert (scale.least, scale.most, scale.target) == (1, 3, 2.5)
+    assert scale.file == str(context.home.record_dir(rollout.id) / "replicas.json")
+    same = asks(name="other", replicas=2, max_replicas=2)
+    assert len(same.rollout.ports) == 2
+    assert context.endpoint("other").versions[0].scale is None
+
+
 def test_a_later_deployment_writes_a_rollout_and_leaves_the_url(context: Context, asks: Ask) -> None:
     """Version 2 of the same endpoint, on ports of its own; the endpoint is not made again."""
     first = asks()

@@ -23,9 +23,21 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
+from hypothesis import given, strategies as st
 
 from mlinfra_prefect.local import router
-from mlinfra_prefect.local.router import Body, Malformed, Picker, Table, Version, parse_fields, parse_routes, quantile
+from mlinfra_prefect.local.router import (
+    Body,
+    Demand,
+    Malformed,
+    Picker,
+    Scale,
+    Table,
+    Version,
+    parse_fields,
+    parse_routes,
+    quantile,
+)
 
 SOURCE = Path(router.__file__)
 PATIENCE = 20.0
@@ -72,12 +84,12 @@ PLAIN = plain()
 class Backend:
     """A server made of threads: `behave(connection, request)` answers and returns whether the connection stays."""
 
-    def __init__(self, behave: Callable[[socket.socket, bytes], bool] | bytes = PLAIN) -> None:
+    def __init__(self, behave: Callable[[socket.socket, bytes], bool] | bytes = PLAIN, port: int = 0) -> None:
         self.behave = (lambda to, _: to.sendall(behave) is None) if isinstance(behave, bytes) else behave
         self.received: list[bytes] = []
         self.open: set[socket.socket] = set()
         self._lock = threading.Lock()
-        self._listening = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self._listening = socket.create_server(("127.0.0.1", port), backlog=128)
         self.port = self._listening.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._accept, daemon=True)
@@ -350,6 +362,185 @@ def test_without_versions_it_is_healthy_and_asks_to_come_back(routed: Routed) ->
     assert routed.state()["problem"] is None
 
 
+# --- scaling ---------------------------------------------------------------------------------------------------------
+
+
+def test_servers_come_at_once_and_go_when_fewer_sufficed_for_as_long_as_was_said() -> None:
+    """What is in flight is averaged over seconds: one busy moment is not a load, and one idle moment no rest."""
+    demand = Demand(Scale(1, 3, 2.0, "/f"), 1, 0.0, 30.0)
+    assert [demand.judge(8.0, now) for now in (1.0, 2.0)] == [2, 3]
+    assert demand.judge(100.0, 3.0) == 3
+    falls = {now: demand.judge(0.0, now) for now in range(4, 60)}
+    assert [falls[now] for now in (4, 32, 59)] == [3, 3, 1]
+    needed_last = max(now for now, wanted in falls.items() if wanted == 3) - 29
+    assert 3 <= needed_last <= 9  # the average of what came at 3 s has fallen below two servers' worth soon
+    once = Demand(Scale(1, 3, 4.0, "/f"), 1, 0.0, 30.0)
+    assert once.judge(8.0, 1.0) == 1
+
+
+@given(
+    loads=st.lists(st.floats(0, 50), min_size=1, max_size=40),
+    began=st.integers(1, 4),
+    patience=st.integers(0, 12),
+)
+def test_what_is_wanted_is_the_most_that_was_needed_lately(loads: list[float], began: int, patience: int) -> None:
+    """And never outside the bounds; the servers that were there at the beginning count as needed then."""
+    scale = Scale(1, 4, 3.0, "/f")
+    demand, average, needed = Demand(scale, began, 0.0, patience), 0.0, [(0, began)]
+    for now, load in enumerate(loads, start=1):
+        average += router.LOAD_WEIGHT * (load - average)
+        needed.append((now, min(max(-int(-average // scale.target), 1), 4)))
+        recent = [count for moment, count in needed if moment > now - patience or moment == now]
+        assert demand.judge(load, float(now)) == max(recent)
+
+
+class Fleet:
+    """Servers that follow the file as the agent does: each needs a moment to come, and is ended at once."""
+
+    def __init__(self, place: Path, most: int, behave: Callable[[socket.socket, bytes], bool]) -> None:
+        self.file = place / "replicas.json"
+        self.ports = [free_port() for _ in range(most)]
+        self.urls = [f"http://127.0.0.1:{port}" for port in self.ports]
+        self.behave = behave
+        self.servers: dict[int, Backend] = {}
+        self.ended: list[Backend] = []
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self.start(0)
+
+    def scale(self, target: float) -> dict[str, Any]:
+        return {"least": 1, "most": len(self.ports), "target": target, "file": str(self.file)}
+
+    def versions(self, target: float) -> list[dict[str, Any]]:
+        return [{"version": 1, "share": 100, "urls": self.urls, "scale": self.scale(target)}]
+
+    def start(self, index: int) -> Backend:
+        self.servers[index] = Backend(self.behave, self.ports[index])
+        return self.servers[index]
+
+    def asked(self) -> int:
+        return json.loads(self.file.read_text())["replicas"] if self.file.exists() else 1
+
+    def _follow(self) -> None:
+        while not self._over.wait(0.02):
+            asked = self.asked()
+            for index in range(len(self.ports)):
+                if index < asked and index not in self.servers:
+                    self._over.wait(0.3)
+                    self.start(index)
+                elif index >= asked and index in self.servers:
+                    self.ended.append(self.servers.pop(index))
+                    self.ended[-1].kill()
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        if self._thread.ident is not None:
+            self._thread.join(PATIENCE)
+        for server in self.servers.values():
+            server.kill()
+
+
+def works(connection: socket.socket, request: bytes) -> bool:
+    """A model that takes 20 ms, and is ready in none."""
+    if request.startswith(b"POST"):
+        time.sleep(0.02)
+    connection.sendall(PLAIN)
+    return True
+
+
+def predicted(server: Backend) -> int:
+    return sum(request.startswith(b"POST") for request in tuple(server.received))
+
+
+def test_scaling_from_one_to_three_and_back_under_load_fails_and_retries_no_request(tmp_path: Path) -> None:
+    """A server gets its first request when it is ready, and its last one before it is told to end."""
+    fleet = Fleet(tmp_path, 3, works)
+    with fleet, running(tmp_path, "--down-seconds", "0.5") as routed:
+        routed.write(versions=fleet.versions(1.5))
+        until(lambda: routed.state()["revision"] == 1, "the routes")
+        with Load(routed.port, clients=1) as light:
+            with Load(routed.port, clients=6) as heavy:
+                until(lambda: routed.version(1)["replicas"] == 3, "three serve")
+                assert fleet.asked() == routed.version(1)["wanted"] == 3
+                assert oct(fleet.file.stat().st_mode & 0o777) == "0o600"
+                heavy.more(100)
+                assert all(predicted(server) > 10 for server in fleet.servers.values())
+            until(lambda: len(fleet.ended) == 2, "two are ended again")
+            told = routed.version(1)
+            assert (told["replicas"], told["wanted"], told["urls"]) == (1, 1, fleet.urls[:1])
+            light.more()
+        told = routed.version(1)
+    assert heavy.failed == light.failed == []
+    assert (told["errors"], told["client_errors"], told["retried"]) == (0, 0, 0)
+    assert [path.name for path in tmp_path.glob("replicas*")] == ["replicas.json"]
+
+
+def test_a_server_is_given_up_only_when_nothing_is_in_flight_there(tmp_path: Path) -> None:
+    """A router that begins where another ended finds the servers that run, and uses them."""
+    gate = Gate(says("late"))
+    fleet = Fleet(tmp_path, 2, works)
+    fleet.file.write_text('{"replicas": 2}')
+    fleet.behave = lambda line, request: gate(line, request) if request.startswith(b"POST") else works(line, request)
+    with fleet, running(tmp_path, "--down-seconds", "2") as routed, ThreadPoolExecutor() as pool:
+        routed.write(versions=fleet.versions(4))
+        until(lambda: routed.state()["versions"], "the routes")
+        until(lambda: routed.version(1)["replicas"] == 2, "both are found")
+        asked = [pool.submit(routed.ask) for _ in range(2)]
+        until(lambda: predicted(fleet.servers[1]) == 1, "one waits at the second server")
+        until(lambda: routed.version(1)["replicas"] == 1, "the second gets no requests any more")
+        time.sleep(3 * router.STEP_SECONDS)
+        assert fleet.asked() == 2
+        gate.opened.set()
+        assert sorted(each.result(PATIENCE)[0] for each in asked) == [200, 200]
+        until(lambda: len(fleet.ended) == 1, "it is ended")
+        assert routed.version(1)["retried"] == 0
+
+
+def test_a_server_that_was_given_up_must_be_gone_before_another_is_asked_for(tmp_path: Path) -> None:
+    """It would say that it is ready until it ends, and take requests with it."""
+    fleet = Fleet(tmp_path, 2, works)  # nobody follows its file
+    dying = fleet.start(1)
+    try:
+        with running(tmp_path) as routed:
+            routed.write(versions=fleet.versions(0.5))
+            until(lambda: routed.state()["versions"], "the routes")
+            with Load(routed.port) as load:
+                until(lambda: routed.version(1)["wanted"] == 2, "two are wanted")
+                time.sleep(3 * router.STEP_SECONDS)
+                assert (fleet.asked(), routed.version(1)["replicas"], predicted(dying)) == (1, 1, 0)
+                dying.kill()
+                until(lambda: fleet.asked() == 2, "another is asked for")
+                assert routed.version(1)["replicas"] == 1
+                fleet.start(1)
+                until(lambda: routed.version(1)["replicas"] == 2, "it serves")
+            assert routed.version(1)["retried"] == 0
+        assert load.failed == []
+    finally:
+        for server in fleet.servers.values():
+            server.kill()
+
+
+def test_a_file_that_cannot_be_written_is_told_once_and_requests_go_on(tmp_path: Path) -> None:
+    """Its directory is gone, or the disk is full."""
+    fleet = Fleet(tmp_path / "gone", 2, works)
+    try:
+        with running(tmp_path) as routed:
+            routed.write(versions=fleet.versions(0.5))
+            until(lambda: routed.state()["versions"], "the routes")
+            with Load(routed.port) as load:
+                until(lambda: "cannot be written" in routed.log.read_text(), "it is told")
+                load.more()
+            assert load.failed == []
+            assert routed.version(1)["replicas"] == 1
+            assert routed.log.read_text().count("cannot be written") == 1
+    finally:
+        fleet.servers[0].kill()
+
+
 # --- changes under load ----------------------------------------------------------------------------------------------
 
 
@@ -439,6 +630,28 @@ def test_malformed_routes_are_refused_with_a_sentence_that_names_the_field(
     assert parse_routes(json.dumps(good).encode(), NAME) == Table(2, ())
     with pytest.raises(ValueError, match=re.escape(problem)):
         parse_routes(content if isinstance(content, bytes) else json.dumps(good | content).encode(), NAME)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"least": 0}, "1 <= least <= most"),
+        ({"least": 3}, "1 <= least <= most"),
+        ({"most": 3}, "with 2 urls"),
+        ({"target": 0}, "target must be a number above 0, not 0"),
+        ({"target": "4"}, "target must be a number above 0"),
+        ({"target": True}, "target must be a number above 0"),
+        ({"file": "replicas.json"}, "file must be an absolute path"),
+        ({"file": None}, "file must be an absolute path"),
+    ],
+)
+def test_a_malformed_scale_is_refused_with_its_field(changes: dict[str, Any], problem: str) -> None:
+    """Rather than scaled by guesses."""
+    scale = {"least": 1, "most": 2, "target": 4, "file": "/replicas.json", **changes}
+    version = {"version": 1, "share": 100, "urls": ["http://127.0.0.1:1", "http://127.0.0.1:2"], "scale": scale}
+    told = {"schema": router.ROUTES_SCHEMA, "revision": 2, "name": NAME, "versions": [version]}
+    with pytest.raises(ValueError, match=re.escape(problem)):
+        parse_routes(json.dumps(told).encode(), NAME)
 
 
 def test_routes_that_are_not_right_are_told_and_not_followed(routed: Routed, backend: Any) -> None:

@@ -11,8 +11,9 @@ from hypothesis import given, strategies as st
 
 from mlinfra_prefect.errors import EndpointNotReady
 from mlinfra_prefect.local import routing
+from mlinfra_prefect.local.router import parse_routes
 from mlinfra_prefect.local.routing import ROUTES, route, router_spec, routes_of, served
-from mlinfra_prefect.model.endpoint import GONE, Version, VersionState
+from mlinfra_prefect.model.endpoint import GONE, Scale, Version, VersionState
 from mlinfra_prefect.model.names import minted
 from mlinfra_prefect.testing.records import sample_attempt, sample_endpoint
 
@@ -49,6 +50,18 @@ def test_a_version_that_is_up_can_be_named_without_a_share_and_one_that_is_not_c
     routes = routes_of(sample_endpoint(versions=versions, revision=7))
     assert [(each["version"], each["share"]) for each in routes["versions"]] == [(1, 100), (2, 0), (3, 0)]
     assert (routes["schema"], routes["revision"], routes["name"]) == ("mlinfra-prefect/routes/1", 7, "churn")
+
+
+def test_the_router_reads_the_scale_of_a_version_as_its_record_has_it() -> None:
+    """The rest of the routes is the same with and without one."""
+    told = {"least": 1, "most": 2, "target": 2.5, "file": "/home/ada/replicas.json"}
+    urls = (CLOSED, "http://127.0.0.1:10")
+    plain, scaled = (FIRST.revised(urls=urls, scale=scale) for scale in (None, Scale(**told)))
+    without, routes = (routes_of(sample_endpoint(versions=(each,))) for each in (plain, scaled))
+    assert routes["versions"] == [{**without["versions"][0], "scale": told}]
+    scale = parse_routes(json.dumps(routes).encode(), "churn").versions[0].scale
+    assert scale is not None
+    assert (scale.least, scale.most, scale.target, scale.file) == tuple(told.values())
 
 
 def test_the_first_routes_are_there_before_the_router_is(tmp_path: Path) -> None:
