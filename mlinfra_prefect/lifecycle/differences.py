@@ -12,7 +12,7 @@ from typing import Any
 
 from mlinfra_prefect.errors import EndpointExists, EndpointNotReady, InvalidInput, RolloutHeld
 from mlinfra_prefect.model.artifact import ModelArtifact
-from mlinfra_prefect.model.declaration import NEW_SERVERS, RECORDED, EndpointDeclaration, ServingDeclaration
+from mlinfra_prefect.model.declaration import NEW_SERVERS, RECORDED, SIZE, EndpointDeclaration, ServingDeclaration
 from mlinfra_prefect.model.endpoint import GONE, IN_ROLLOUT, EndpointRecord, RolloutRecord, Version
 from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.model.request import ServingRequest
@@ -262,7 +262,7 @@ def _fit(declared: EndpointDeclaration, standing: Standing, current: Version, mo
     """The newest version that is up and is what is declared: to go (back) to it needs no new servers."""
     now = standing.serving(current)
     # Of the same model everything that is not declared is left alone; another model has its own types and predictor.
-    names = ("replicas",) if model != current.artifact.id else NEW_SERVERS
+    names = SIZE if model != current.artifact.id else NEW_SERVERS
     kept = [name for name in names if getattr(declared, name) is None]
     found = [
         each for each in standing.endpoint.versions

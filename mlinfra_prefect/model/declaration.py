@@ -20,7 +20,9 @@ MOST_ENDPOINTS = 500
 _Whole = Annotated[int, Strict()]
 _Number = Annotated[float, Strict()]
 
-NEW_SERVERS = ("replicas", "predictor", "trusted_types")
+SIZE = ("replicas", "max_replicas", "target_in_flight")
+"""How many servers a version has, and by what they follow its load."""
+NEW_SERVERS = (*SIZE, "predictor", "trusted_types")
 """Fields that servers are started with: another value means other servers."""
 RECORDED = ("retire_seconds", "ready_seconds")
 """Fields that are only looked up when their time comes: another value moves no request."""
@@ -39,6 +41,22 @@ class EndpointDeclaration(Record):
     )
     replicas: _Whole | None = Field(
         default=None, title="Replicas", description="How many servers answer for a version.", ge=1, le=16, examples=[2]
+    )
+    max_replicas: _Whole | None = Field(
+        default=None,
+        title="Replicas at most",
+        description="Under load so many servers are started, and ended when it is over; as many as replicas: never.",
+        ge=1,
+        le=16,
+        examples=[4],
+    )
+    target_in_flight: _Number | None = Field(
+        default=None,
+        title="Requests in flight",
+        description="How many a replica shall have at a time, on average, where their number follows the load.",
+        gt=0,
+        le=10000,
+        examples=[4.0],
     )
     predictor: Line | None = Field(
         default=None,

@@ -1,8 +1,8 @@
-"""A lease and a training in each set-up: the run ends well, its lease is released with a clean receipt, nothing is left.
+"""A lease and a training in each set-up: the run ends well, the receipt is clean, and nothing of it is left.
 
-A real server, a real `flow.serve`, a real process worker, and plain `python flow.py` with no server configured at all.
+A real server, a real `flow.serve`, a real process worker, and plain `python flow.py` with no server configured.
 Whether anything is left is read from outside: the ledger's file and ``/proc`` (`judge`, which imports none of our code).
-Notebooks are in ``tests/integration/test_notebook.py``, task runners in a process that lives on in ``test_runners.py``
+Notebooks are in ``tests/integration/test_notebook.py``, task runners where the process lives on in ``test_runners.py``
 beside it, PID namespaces in ``tests/keeper/test_keeper_place.py``.
 """
 
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -136,7 +135,7 @@ def test_a_run_leaves_a_clean_receipt_and_nothing_else(place: Any, deployment: s
 
 
 def test_cancelled_the_lease_begins_to_go_before_prefect_kills_anything(place: Any, deployment: str) -> None:
-    """*Cancel* in the UI is this call. The flow marks its lease at once; the keeper does the rest, whoever is killed."""
+    """*Cancel* in the UI is this call: the flow marks its lease at once, and the keeper does the rest."""
     run = started(place, deployment, seconds=LONG)
     place.wait(lambda: trains(place, run), RUN_SECONDS, "nothing trains")
     began = time.monotonic()
