@@ -25,4 +25,5 @@ if __name__ == "__main__":
     print(f"psi {psi:.2f}, {'above' if psi > THRESHOLD else 'below'} {THRESHOLD}")
     if psi > THRESHOLD:
         # One event for a day, however often it is looked.
-        print("told: event", drift_detected(NAME, metric="psi", value=psi, threshold=THRESHOLD, key="2026-11-22"))
+        event = drift_detected(NAME, metric="psi", value=psi, threshold=THRESHOLD, key="2026-11-22")
+        print(f"drift of {NAME}, {'told' if event else 'and nobody to tell'}")

@@ -17,4 +17,4 @@ if __name__ == "__main__":
     np.savez(path, images=images, labels=labels)
     # The same version is the same event: an import that is run again starts nothing again.
     event = dataset_updated("digits", path.as_uri(), version=VERSION, rows=len(labels))
-    print(f"told: {len(labels)} rows of version {VERSION}, event {event}")
+    print(f"{len(labels)} rows of version {VERSION}, {'told' if event else 'and nobody to tell'}")

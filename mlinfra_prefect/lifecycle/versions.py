@@ -147,7 +147,7 @@ def promote(context: Context, endpoint_id: str, number: int, *, reason: str = ""
             return None
         now = context.ledger.now()
         until = now + timedelta(seconds=endpoint.serving.retire_seconds)
-        promoted = {"state": VersionState.SERVING, "share": 100, "promoted_at": now, "retire_at": None}
+        promoted = {"state": VersionState.SERVING, "share": 100, "promoted_at": now, "retire_at": None, "reason": ""}
         retiring = {"state": VersionState.RETIRING, "share": 0, "retire_at": until, "reason": f"version {number} came"}
         versions = tuple(
             each.revised(**promoted)

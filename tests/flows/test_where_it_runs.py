@@ -1,9 +1,9 @@
 """A lease and a training in each set-up: the run ends well, the receipt is clean, and nothing of it is left.
 
 A real server, a real `flow.serve`, a real process worker, and plain `python flow.py` with no server configured.
-Whether anything is left is read from outside: the ledger's file and ``/proc`` (`judge`, which imports none of our code).
-Notebooks are in ``tests/integration/test_notebook.py``, task runners where the process lives on in ``test_runners.py``
-beside it, PID namespaces in ``tests/keeper/test_keeper_place.py``.
+Whether anything is left is read from outside: the ledger's file and ``/proc`` (`judge` imports none of our code).
+Notebooks are in ``tests/integration/test_notebook.py``, task runners in a process that lives on beside it in
+``test_runners.py``, PID namespaces in ``tests/keeper/test_keeper_place.py``.
 """
 
 from __future__ import annotations
