@@ -13,7 +13,7 @@ VERSION = "2026-11-22"
 
 if __name__ == "__main__":
     images, labels = load_digits(return_X_y=True)
-    path = Path(f"digits-{VERSION}.npz").absolute()
+    path = Path(__file__).resolve().with_name(f"digits-{VERSION}.npz")
     np.savez(path, images=images, labels=labels)
     # The same version is the same event: an import that is run again starts nothing again.
     event = dataset_updated("digits", path.as_uri(), version=VERSION, rows=len(labels))

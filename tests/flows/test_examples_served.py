@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import sys
 import tempfile
@@ -56,16 +55,16 @@ def served(place: Any, name: str) -> dict[str, Any]:
     return dict(place.deployment(name))
 
 
-def run_with(place: Any, deployment: dict[str, Any], **parameters: str) -> str:
-    """Wait for a run with these parameters; returns its id."""
-    found: list[str] = []
+def run_because(place: Any, deployment: dict[str, Any], reason: str) -> dict[str, Any]:
+    """Wait for the run whose parameter `reason` begins so; returns it, and fails when there are two."""
+    found: list[dict[str, Any]] = []
 
     def look() -> bool:
         runs = [place.run(run) for run in place.runs(deployment["id"])]
-        found[:] = [run["id"] for run in runs if parameters.items() <= run["parameters"].items()]
+        found[:] = [run for run in runs if run["parameters"]["reason"].startswith(reason)]
         return bool(found)
 
-    place.wait(look, EVENT_SECONDS, f"no run of {deployment['name']} with {parameters}")
+    place.wait(look, EVENT_SECONDS, f"no run of {deployment['name']} because of {reason!r}")
     (run,) = found
     return run
 
@@ -82,6 +81,17 @@ def test_events_start_the_other_one_with_what_they_say(place: Any) -> None:
     """`python new_data.py` starts a run that trains on that file and serves; telling it again starts none."""
     deployment = served(place, "learn-from-events/on-events")
     project = place.root / EVENTS
-    tell, look_for_drift = str(project / "new_data.py"), str(project / "look_for_drift.py")
-    place.env["PYTHONPATH"] = str(project)
-    file = Path(prefect_place.CHECKOUT) / "digits-2026-11-22.npz"
+    for _ in range(2):
+        assert "told" in place.does(str(project / "new_data.py"))
+    file = (project / "digits-2026-11-22.npz").resolve()
+    run = run_because(place, deployment, "version 2026-11-22 of the data")
+    assert run["parameters"]["data"] == file.as_uri()
+    assert "drift of digits-events, told" in place.does(str(project / "look_for_drift.py"))
+    drift = run_because(place, deployment, "drift: psi is 1.3")
+    for each in (run, drift):
+        ended = place.over(each["id"], seconds=RUN_SECONDS)
+        assert ended["state_type"] == "COMPLETED", f"{ended['state']}\n{place.logs()}"
+    (endpoint,) = (record for record in place.records() if record["kind"] == "endpoint")
+    assert (endpoint["name"], endpoint["state"]) == ("digits-events", "ready")
+    assert [version["state"] for version in endpoint["versions"]] == ["retiring", "serving"]
+    assert len(place.runs(deployment["id"])) == 2, "the same version of the same data was acted on twice"
