@@ -143,6 +143,18 @@ def namespace_of(function: Any) -> Mapping[str, Any]:
     return vars(sys.modules.get(function.__module__, types.ModuleType("")))
 
 
+def names_for_annotations(function: Any) -> Mapping[str, Any]:
+    """Return what the annotations of `function` may name: its globals, and what else its module has.
+
+    `flow.serve` sends the flow of a script to a child process by value. The globals are then only what the code itself
+    uses, and an annotation that is text uses nothing; but the child has imported the script as well.
+    """
+    own = namespace_of(function)
+    module = vars(sys.modules.get(str(own.get("__name__", "")), types.ModuleType("")))
+    same_file = own.get("__file__") is not None and own.get("__file__") == module.get("__file__")
+    return {**module, **own} if same_file else own
+
+
 def is_interactive(function: Any) -> bool:
     """Say whether the function was typed into a notebook, ``python -c`` or a prompt: no file holds it."""
     namespace = namespace_of(function)

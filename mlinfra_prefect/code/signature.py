@@ -11,7 +11,7 @@ import typing
 from typing import Any
 
 from mlinfra_prefect.agent import codecs
-from mlinfra_prefect.code.reference import namespace_of
+from mlinfra_prefect.code.reference import names_for_annotations
 from mlinfra_prefect.errors import InvalidInput, NoCodec
 
 if typing.TYPE_CHECKING:
@@ -64,7 +64,8 @@ def _check_result(function: Callable[..., Any]) -> None:
         return  # nothing promised: what comes back is checked when it is there
     holder = types.SimpleNamespace(__annotations__={"return": annotation})
     try:
-        resolved = typing.get_type_hints(holder, globalns=dict(namespace_of(function)), include_extras=True)["return"]
+        known = dict(names_for_annotations(function))
+        resolved = typing.get_type_hints(holder, globalns=known, include_extras=True)["return"]
     except Exception as error:  # a boundary: a string annotation is evaluated, and it is the user's
         raise NoCodec(
             "return",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.code import check_signature, prepare, resolve, write_archive
+from mlinfra_prefect.code.reference import names_for_annotations
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.training import Work
@@ -222,7 +223,7 @@ def _is_json(value: Any) -> bool:
 
 def _annotation(function: Callable[..., Any]) -> Any:
     try:
-        hints = inspect.get_annotations(function, eval_str=True)
+        hints = inspect.get_annotations(function, globals=dict(names_for_annotations(function)), eval_str=True)
     except (NameError, TypeError, AttributeError):
         return None
     return hints.get("return")

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +94,42 @@ def test_a_signature_from_the_import_check_stands_in_for_the_function():
         check_signature(signature)
     with pytest.raises(NoCodec):
         check_signature(signature, (object(),))
+
+
+SERVED = """
+from __future__ import annotations
+
+import multiprocessing
+
+import cloudpickle
+
+from mlinfra_prefect import ModelArtifact
+from mlinfra_prefect.code import check_signature
+from mlinfra_prefect.integration.work import _annotation
+
+
+def fit(rows: int) -> ModelArtifact: ...
+
+
+def child(sent: bytes) -> None:
+    function = cloudpickle.loads(sent)
+    assert "ModelArtifact" not in function.__globals__
+    check_signature(function, (1,))
+    print("told", _annotation(function).__name__)
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    process = context.Process(target=child, args=(cloudpickle.dumps(fit),))
+    process.start()
+    process.join()
+"""
+
+
+def test_a_function_of_a_served_script_keeps_what_its_annotations_name(tmp_path: Path) -> None:
+    """`flow.serve` sends a script's functions to its child by value, without the names that only annotations use."""
+    (tmp_path / "served.py").write_text(SERVED)
+    done = subprocess.run(
+        [sys.executable, "served.py"], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stdout == "told ModelArtifact\n", done.stderr
