@@ -70,7 +70,7 @@ def main() -> int:
         spent[name] = time.monotonic() - began
         sys.stderr.write(f"{name}: measured in {spent[name]:.0f} s\n")
     # Where nobody looks at a terminal, numbers are kept whole instead of being folded into 80 columns.
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    console = Console(width=None if sys.stdout.isatty() else 320)
     console.print(
         f"{machine()}; {sum(spent.values()):.0f} s in all{'; --quick: not to be quoted' if arguments.quick else ''}"
     )

@@ -21,16 +21,20 @@ SHOTS = "MLINFRA_SCREENSHOTS"
 ASKS_EVERY_SECONDS = 1.0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def window() -> Iterator[object]:
-    """A Chromium. Tests are skipped where there is none, so whoever comes here without one requires it."""
+    """A Chromium. Tests are skipped where there is none, so whoever comes here without one requires it.
+
+    For one module and no longer: Playwright keeps an event loop running in this thread, in which no other test can
+    call `asyncio.run`.
+    """
     if why := prefect_screen.missing():
         pytest.fail(f"{why} ({REQUIRED}=1)", pytrace=False)
     with prefect_screen.browser() as found:
         yield found
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def place(window: object) -> Iterator[Place]:
     """A Prefect with the shipped flows registered and a worker. Nothing of it outlives the tests, leases included."""
     with prefect_place(asks_every=ASKS_EVERY_SECONDS) as here:
