@@ -57,7 +57,7 @@ class Place:
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
         }
-        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=30)
+        self.api = httpx.Client(base_url=f"{self.url}/api", timeout=90)
         self._started: list[subprocess.Popen[bytes]] = []
 
     # --- starting
@@ -157,7 +157,7 @@ class Place:
         if not ledger.exists():
             return []
         # Closed at once: a connection that stays open would keep the file's shared memory for the next reader.
-        db = sqlite3.connect(ledger, timeout=30)
+        db = sqlite3.connect(ledger, timeout=90)
         try:
             return db.execute(sql).fetchall()
         except sqlite3.OperationalError:

@@ -42,7 +42,7 @@ class Person:
     """Somebody at the UI: waits until the run is paused, reads the form, and answers through the UI's own calls."""
 
     def __init__(self, api: str, answers: list[Answer | None]) -> None:
-        self.api = httpx.Client(base_url=api, timeout=30)
+        self.api = httpx.Client(base_url=api, timeout=90)
         self.name = f"run-{uuid.uuid4()}"
         self.read: list[str] = []
         self.told: list[dict[str, Any]] = []

@@ -39,7 +39,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/api"
-        self.api = httpx.Client(base_url=self.url, timeout=30)
+        self.api = httpx.Client(base_url=self.url, timeout=90)
         self.place = place
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.env = {
