@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NotFound
-from mlinfra_prefect.keeper.rollouts import rollout_of
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.probing import current_rollout, judge_samples, judge_traffic
+from mlinfra_prefect.lifecycle.versions import rollout_of
 from mlinfra_prefect.local import client
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
@@ -146,10 +146,11 @@ def probe_now(
     canary, other = _watched(here, endpoint, candidate.version, before, wanted)
     ok, reason, _ = judge_traffic(wanted, canary, other)
     p95, p95_before = quantile(canary.buckets, 0.95), None if other is None else quantile(other.buckets, 0.95)
-    rate = _rate(canary)
+    rate = canary.error_rate
     checks = [
         Check(name="error rate", ok=rate is None or rate <= wanted.max_error_rate, candidate=rate,
-              current=_rate(other), threshold=wanted.max_error_rate, detail=as_line(reason)),
+              current=None if other is None else other.error_rate, threshold=wanted.max_error_rate,
+              detail=as_line(reason)),
         Check(name="p95 (ms)", ok=ok, candidate=_ms(p95), current=_ms(p95_before), threshold=wanted.max_p95_ms,
               detail=f"{canary.requests} requests in {wanted.seconds:g} s"),
     ]  # fmt: skip
@@ -191,12 +192,6 @@ def _watched(
         return since(last.version(version), first.version(version) if first.began == last.began else None)
 
     return done(number), None if before is None else done(before)
-
-
-def _rate(of: ServedVersion | None) -> float | None:
-    if of is None or not of.requests + of.retried:
-        return None
-    return (of.errors + of.retried) / (of.requests + of.retried)
 
 
 def _ms(seconds: float | None) -> float | None:

@@ -19,6 +19,7 @@ from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.differences import Action, Change, Difference, Key, Standing, compare, undeclared
 from mlinfra_prefect.lifecycle.serving import ask_to_serve
+from mlinfra_prefect.lifecycle.versions import rollout_of
 from mlinfra_prefect.local.serving import check_servable, check_trusted
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.declaration import RECORDED, ServingDeclaration
@@ -78,7 +79,7 @@ def _standing(context: Context) -> dict[Key, Standing]:
     for seen in context.ledger.records(states=[state for state in State if state is not State.RELEASED]):
         endpoint = seen.record
         if isinstance(endpoint, EndpointRecord):
-            held = ((each.version, rollouts.rollout_of(context, each)) for each in endpoint.versions)
+            held = ((each.version, rollout_of(context, each)) for each in endpoint.versions)
             by_version = {number: rollout for number, rollout in held if rollout is not None}
             found[endpoint.environment, endpoint.name] = Standing(endpoint, by_version)
     return found

@@ -155,7 +155,7 @@ def promote(context: Context, endpoint: EndpointRecord, number: int | None = Non
             )
         number = candidate.version
     version = versions.the_version(endpoint, number)
-    rollout = rollout_of(context, version)
+    rollout = versions.rollout_of(context, version)
     if version.state not in GONE and (rollout is None or rollout.state is not State.READY):
         raise EndpointNotReady(
             f"Version {number} of endpoint {endpoint.name!r} is {rollout.state if rollout else 'lost'}, not ready.",
@@ -203,7 +203,7 @@ def roll_back(
             f"Endpoint {endpoint.name!r} has no version before the current one to go back to.",
             "Deploy another model instead.",
         )
-    rollout = rollout_of(context, before)
+    rollout = versions.rollout_of(context, before)
     if before.state is not VersionState.RETIRED and rollout is not None and rollout.state is State.READY:
         why = f"rolled back from version {current.version}: {reason}"
         after = promote(context, endpoint, before.version, reason=why)
@@ -249,7 +249,7 @@ def share(context: Context, endpoint: EndpointRecord, shares: dict[int, int], *,
         NotFound, RolloutHeld, EndpointNotReady: a version is gone, a rollout is in flight, servers are not up.
     """
     for number in shares:
-        rollout = rollout_of(context, versions.the_version(endpoint, number))
+        rollout = versions.rollout_of(context, versions.the_version(endpoint, number))
         if rollout is None or rollout.state is not State.READY:
             told = f"shares: version {number} of {endpoint.name!r} is not up."
             raise EndpointNotReady(told, "Deploy its model again.")
@@ -280,7 +280,7 @@ def follow(context: Context, endpoint: EndpointRecord) -> EndpointRecord:
     """
     concerned = []
     for version in endpoint.versions:
-        rollout = rollout_of(context, version)
+        rollout = versions.rollout_of(context, version)
         if rollout is None or not rollout.live:
             continue
         lay(context, revise(context.ledger, rollout.id, _due(context), actor=context.actor, reason="looked at"))
@@ -297,12 +297,6 @@ def _due(context: Context) -> Callable[[KeptRecord], KeptRecord | None]:
     return lambda record: record.revised(due=now) if record.live and record.state is State.READY else None
 
 
-def rollout_of(context: Context, version: Version) -> RolloutRecord | None:
-    """Return the rollout that holds a version's servers, or None."""
-    found = context.ledger.read(version.rollout) if version.rollout is not None else None
-    return found.record if found is not None and isinstance(found.record, RolloutRecord) else None
-
-
 def repair(context: Context, *, timeout: float = REPAIR_SECONDS) -> dict[str, str]:
     """Bring back what should serve and is down: routers and servers, each as the next attempt, on their ports.
 
@@ -315,7 +309,9 @@ def repair(context: Context, *, timeout: float = REPAIR_SECONDS) -> dict[str, st
         endpoint = seen.record
         if not isinstance(endpoint, EndpointRecord) or endpoint.current is None:
             continue
-        standing = [rollout_of(context, each) for each in endpoint.versions if each.state is VersionState.SERVING]
+        standing = [
+            versions.rollout_of(context, each) for each in endpoint.versions if each.state is VersionState.SERVING
+        ]
         for record in (endpoint, *standing):
             if record is not None and _is_down(context, record):
                 _bring_back(context, record)

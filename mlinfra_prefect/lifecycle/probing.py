@@ -12,6 +12,7 @@ from typing import Any
 
 from mlinfra_prefect.errors import MlinfraError
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.versions import rollout_of
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.probe import ProbeRequest, Step
 from mlinfra_prefect.model.served import Served, ServedVersion, quantile, since
@@ -36,17 +37,15 @@ def judge_traffic(
 ) -> tuple[bool, str, dict[str, Any]]:
     """Judge what was counted. Returns whether it passes, why, and the figures for the step. Pure."""
     p95 = quantile(canary.buckets, 0.95)
-    # What the canary did not answer the router asked of another version: no client noticed, and it failed all the same.
-    tried, failed = canary.requests + canary.retried, canary.errors + canary.retried
     figures = {
-        "requests": max(0, tried),
-        "errors": max(0, failed),
+        "requests": max(0, canary.tried),
+        "errors": max(0, canary.failed),
         "p95_ms": None if p95 is None else round(1000 * p95, 3),
     }
-    if not tried:
+    rate = canary.error_rate
+    if rate is None:
         return True, "no request came", figures
-    rate = failed / tried
-    told = f"{tried} requests, {failed} failed"
+    told = f"{canary.tried} requests, {canary.failed} failed"
     if rate > probe.max_error_rate:
         return False, f"{told}: an error rate of {rate:.1%} is above {probe.max_error_rate:.1%}", figures
     if p95 is None:
@@ -97,8 +96,4 @@ def agrees(one: Any, other: Any, tolerance: float) -> bool:
 
 def current_rollout(context: Context, endpoint: EndpointRecord) -> RolloutRecord | None:
     """Return the rollout that holds the servers of the current version; None: nothing serves yet."""
-    current = endpoint.current
-    if current is None or current.rollout is None:
-        return None
-    found = context.ledger.read(current.rollout)
-    return found.record if found is not None and isinstance(found.record, RolloutRecord) else None
+    return None if endpoint.current is None else rollout_of(context, endpoint.current)

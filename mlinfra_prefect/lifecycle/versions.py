@@ -34,6 +34,12 @@ def endpoint_of(context: Context, rollout: RolloutRecord) -> EndpointRecord | No
     return found.record if found is not None and isinstance(found.record, EndpointRecord) else None
 
 
+def rollout_of(context: Context, version: Version) -> RolloutRecord | None:
+    """Return the rollout that holds a version's servers, or None."""
+    found = context.ledger.read(version.rollout) if version.rollout is not None else None
+    return found.record if found is not None and isinstance(found.record, RolloutRecord) else None
+
+
 def version_of(context: Context, rollout: RolloutRecord) -> Version | None:
     """Return a rollout's version as its endpoint's record has it; None when the endpoint is going or has none."""
     endpoint = endpoint_of(context, rollout)

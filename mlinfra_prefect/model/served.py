@@ -21,6 +21,21 @@ class ServedVersion(Record):
         default=(), title="Latencies", description="(at most so many seconds, how many requests), not cumulative."
     )
 
+    @property
+    def tried(self) -> int:
+        """Requests that it was asked, also those that another version answered for it."""
+        return self.requests + self.retried
+
+    @property
+    def failed(self) -> int:
+        """Of these, what it did not answer well: no client notices a try that was made again, and it failed."""
+        return self.errors + self.retried
+
+    @property
+    def error_rate(self) -> float | None:
+        """The part that failed; None where it was asked nothing."""
+        return self.failed / self.tried if self.tried else None
+
 
 class Served(Record):
     """What a router does now."""
