@@ -33,8 +33,6 @@ from mlinfra_prefect.model.record import Record
 from mlinfra_prefect.version import __version__
 
 POOL_TYPE = "process"
-TRIES = 3
-"""How often a deployment is registered whose automations the server has lost."""
 TAG = "mlinfra-prefect"
 DATASET_UPDATED = "mlinfra-prefect.dataset.updated"
 DRIFT_DETECTED = "mlinfra-prefect.drift.detected"
@@ -235,14 +233,8 @@ def _registered(server: SyncPrefectClient, each: Shipped, pool: str, timezone: s
         off = _switched_off(server, str(before.id))
         for trigger in each.triggers:
             trigger.enabled = trigger.name not in off
-    for _ in range(TRIES):
-        deployment_of(each, pool, timezone, paused=before is not None and before.paused).apply()
-        found = server.read_deployment_by_name(each.full_name)
-        missing = {str(trigger.name) for trigger in each.triggers} - _automations(server, str(found.id))
-        if not missing:
-            break
-    else:
-        raise TemporaryError(f"The server has lost {', '.join(sorted(missing))} while it was registered.", "Try again.")
+    deployment_of(each, pool, timezone, paused=before is not None and before.paused).apply()
+    found = server.read_deployment_by_name(each.full_name)
     starts = [f"{each.cron} ({timezone})"] if each.cron else []
     starts += [str(trigger.name).removeprefix(PREFIX) for trigger in each.triggers]
     ui = get_current_settings().ui_url
@@ -254,11 +246,6 @@ def _registered(server: SyncPrefectClient, each: Shipped, pool: str, timezone: s
         starts=", ".join(starts) or "you",
         url=f"{ui}/deployments/deployment/{found.id}" if ui else "",
     )
-
-
-def _automations(server: SyncPrefectClient, deployment_id: str) -> set[str]:
-    """The names of a deployment's automations. A busy server on SQLite was seen to lose one that it had taken."""
-    return {each.name for each in server.read_resource_related_automations(f"prefect.deployment.{deployment_id}")}
 
 
 def _switched_off(server: SyncPrefectClient, deployment_id: str) -> set[str]:

@@ -34,9 +34,17 @@ def prefect_server() -> Iterator[None]:
     # Tests reach nothing beyond this machine, and the server tells its makers nothing of them.
     os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
     os.environ["DO_NOT_TRACK"] = "1"
-    # Without this every flow run waits for a sleeping heartbeat thread when it ends: a second for each of sixty runs.
-    quick = temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with prefect_test_harness(server_startup_timeout=120), quick:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_heartbeats(prefect_server: None) -> Iterator[None]:
+    """Without this every flow run waits for a sleeping heartbeat thread when it ends: a second for each of sixty runs.
+
+    Of a module, not of the session: a worker's later tests elsewhere must not find heartbeats switched off.
+    """
+    with temporary_settings(updates={PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
         yield
 
 
