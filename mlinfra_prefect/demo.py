@@ -39,6 +39,8 @@ def run_demo(*, keep: bool = False, as_json: bool = False) -> int:
     # Prefect reads these when it is imported; a demo has nothing to tell to anybody.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
+    # Its temporary server starts cold here, while modules are compiled: Prefect's 20 s do not last on a busy machine.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "120")
     context = Context()
     console = Console(stderr=as_json)
     endpoint = _free_name(context)
