@@ -17,7 +17,7 @@ MLINFRA_HOME (default ~/.mlinfra-prefect) names the home: what one home leases, 
 """
 _EPILOGUE = """\
 Exit codes: 0 done; 1 it failed; 2 wrong input, nothing was created; 3 reap: something is stuck; 4 no capacity; \
-130 interrupted. exec: the command's own.
+5 keeper: another one keeps this home; 130 interrupted. exec: the command's own.
 
 Errors are one line on standard error; MLINFRA_DEBUG=1 adds where they come from.
 """
@@ -260,6 +260,21 @@ def reap(*, as_json: Json = False) -> int:
     from mlinfra_prefect.cli import reaping
 
     return reaping.reap(as_json=as_json)
+
+
+@app.command(sort_key=9)
+def keeper(*, with_reaper: Flag = False, check: Flag = False) -> int:
+    """Keep the leases of this home, as a service that runs until it is told to end.
+
+    Flows whose environment says keeper_place = "service", or that run with MLINFRA_KEEPER_PLACE=service, only ask.
+
+    Args:
+        with_reaper: Also reap every minute; it is no independent line then, because it ends with the keeper.
+        check: Start nothing; end with 0 where a service keeps this home and moves, else with 1.
+    """
+    from mlinfra_prefect.cli import keeping
+
+    return keeping.keep(with_reaper=with_reaper, check=check)
 
 
 @app.command(sort_key=10)

@@ -96,7 +96,7 @@ def obtain(here: Context, asking: Asking) -> Infra:
         keeper.entrust(here, asked.record, ended=run_end())
         if not runs.is_client(client):
             # A child process of the client: it says nothing about the client, but it replaces a keeper that died.
-            keeper.CLIENT.hold(here, infra.id, lambda: False)
+            keeper.CLIENT.hold(here, asked.record, lambda: False)
         say(f"lease {infra.id}: {'adopted' if asked.adopted else 'asked for'} {asking.request.accelerator}")
         if asking.wait:
             record = keeper.wait_ready(here, infra.id)

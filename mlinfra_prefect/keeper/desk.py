@@ -14,7 +14,7 @@ from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.keeper.place import place_of
 from mlinfra_prefect.keeper.watch import is_held
-from mlinfra_prefect.lifecycle.clients import why_gone
+from mlinfra_prefect.lifecycle.clients import silent_from, why_gone
 from mlinfra_prefect.lifecycle.context import ENGINE_VARIABLE, LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.releasing import UPLOAD_SECONDS
 from mlinfra_prefect.local.process import is_here, is_provably_dead
@@ -33,8 +33,8 @@ PASSED_ON = ("MLINFRA_CONFIG", ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
 """What an operation takes from whoever asked for its record, and not from whoever happened to start the watcher."""
 
 __all__ = [
-    "card_of", "drain_at", "fifo_of", "has_work", "is_provably_dead", "laid", "lay", "place_of", "take_off", "wake",
-    "watcher_alive", "watcher_identity",
+    "card_of", "drain_at", "fifo_of", "has_work", "is_provably_dead", "laid", "lay", "place_of", "service_here",
+    "take_off", "wake", "watcher_alive", "watcher_identity",
 ]  # fmt: skip
 
 
@@ -82,10 +82,15 @@ def card_of(record: KeptRecord, home: Home) -> Card | None:
     served = isinstance(record, EndpointRecord | RolloutRecord) and stands(record)
     has_client = process is not None and record.client.ended_at is None and record.client.lost_at is None
     watched = process if has_client and record.live and not served else None
+    silent = silent_from(record) if watched is not None else None
+    if silent is not None:
+        due = min(due, silent.timestamp())
     if watched is not None and not is_here(watched):
-        if why_gone(record) is None:
+        if silent is None and why_gone(record) is None:
             due = min(due, time.time() + LOOK_SECONDS)
         watched = None
+    if record.live and not served and record.client.ended_at is not None and record.client.lost_at is None:
+        due = min(due, record.client.ended_at.timestamp())
     attempt = record.attempt
     number = 1 if attempt is None else attempt.number + (record.live and attempt.state is AttemptState.RELEASED)
     left = [each for each in record.attempts if each.state is not AttemptState.RELEASED]
@@ -172,6 +177,15 @@ def watcher_identity(home: Home) -> tuple[int, str] | None:
         told = json.loads((home.keeper / "watch.json").read_bytes())
         return int(told["pid"]), str(told["start_time"])
     return None
+
+
+def service_here(home: Home) -> bool:
+    """Whether a keeper service holds the desk of this home."""
+    if not watcher_alive(home):
+        return False
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return bool(json.loads((home.keeper / "watch.json").read_bytes())["place"] == "service")
+    return False
 
 
 def has_work(home: Home) -> bool:

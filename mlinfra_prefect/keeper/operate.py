@@ -22,7 +22,7 @@ from mlinfra_prefect.keeper.desk import drain_at, empty_until, laid, lay, take_o
 from mlinfra_prefect.keeper.overdue import end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.ledger import KeptRecord, revise
-from mlinfra_prefect.lifecycle.clients import look_at_client
+from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
@@ -65,9 +65,19 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         return FAILED
     finally:
         after = context.ledger.read(record_id)
-        if after is not None:
+        if after is not None and _kept_elsewhere(context, after.record, keeper):
+            take_off(context.home, record_id)  # another keeper of a shared ledger has it: nothing to watch here
+        elif after is not None:
             lay(context, after.record)
     return 0
+
+
+def _kept_elsewhere(context: Context, record: KeptRecord, keeper: Keeper) -> bool:
+    """Whether another keeper has a record that is alive, or may be."""
+    other = record.keeper
+    if other is None or other == keeper or is_provably_dead(other.process):
+        return False
+    return is_here(other.process) or record.renewed_until >= context.ledger.now()
 
 
 def _tell(context: Context, record: KeptRecord, own: str) -> None:
@@ -100,10 +110,16 @@ def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
         lay(context, seen.record)  # its card may still say otherwise
         return
     now = context.ledger.now()
-    revise(
+    if why_gone(seen.record, now) is not None:  # renewal means that the client lives (rule R4)
+        lay(context, seen.record)
+        wake(context.home, record_id)
+        return
+    record = revise(
         context.ledger, record_id, lambda found: renewed(found, now, TTL_SECONDS),
         actor=context.actor, reason="renewed", generation=seen.record.generation,
     )  # fmt: skip
+    if record.client.heartbeat_at is not None:
+        lay(context, record)  # the moment from which its silence would count has moved
 
 
 def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
@@ -226,11 +242,12 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--watcher", required=True, help="PID:START")
-    parser.add_argument("--place", choices=("process", "foreground"), required=True)
+    parser.add_argument("--place", choices=("process", "foreground", "service"), required=True)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("step").add_argument("id")
     verbs.add_parser("renew").add_argument("ids", nargs="+")
     verbs.add_parser("pass")
+    verbs.add_parser("lookout")
     arguments = parser.parse_args()
     pid, _, started = arguments.watcher.partition(":")
     process = ProcessIdentity(host=socket.gethostname(), boot=boot_id(), pid=int(pid), start_time=started)
@@ -241,6 +258,11 @@ def main() -> NoReturn:
             code = step(context, arguments.id, keeper)
         elif arguments.verb == "renew":
             code = renew(context, arguments.ids, keeper)
+        elif arguments.verb == "lookout":
+            from mlinfra_prefect.keeper.lookout import keep_looking
+
+            keep_looking(context, keeper)
+            code = 0
         else:
             from mlinfra_prefect.keeper.reap import reap
 

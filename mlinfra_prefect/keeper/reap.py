@@ -184,7 +184,7 @@ def _settled(context: Context, record_id: str, failures: int, until: float) -> t
 def _goes_on(context: Context, record: KeptRecord) -> bool:
     """Whether nothing calls for an operation that would end a live record."""
     alone = isinstance(record, EndpointRecord | RolloutRecord) and stands(record)
-    if not alone and why_gone(record) is not None:
+    if not alone and why_gone(record, context.ledger.now()) is not None:
         return False
     if record.state is not State.READY:
         return True

@@ -82,7 +82,8 @@ class Ledger(Protocol):
     def history(self, record_id: str) -> list[Transition]:
         """Return every transition of a record, oldest first; empty when it is absent.
 
-        A write that only renews (see `worth_a_line`) has no line. Reasons of any text are kept, as one line each.
+        A write that only renews or beats (see `worth_a_line`) has no line. Reasons of any text are kept, as one
+        line each.
         """
 
     def hold(self, name: str, record_id: str) -> None:
@@ -158,10 +159,11 @@ def revise(
 def worth_a_line(before: KeptRecord, after: KeptRecord) -> bool:
     """Whether a write belongs in the history.
 
-    Renewals every half minute would bury the transitions that people look for, so a write that only renews, or only
-    says when to look again, does not.
+    Renewals and heartbeats every half minute would bury the transitions that people look for, so a write that only
+    renews, only beats, or only says when to look again, does not.
     """
-    same: dict[str, object] = {"renewed_until": after.renewed_until}
+    client = before.client.model_copy(update={"heartbeat_at": after.client.heartbeat_at})
+    same: dict[str, object] = {"renewed_until": after.renewed_until, "client": client}
     if isinstance(after, RolloutRecord):
         same["due"] = after.due
     return before.model_copy(update=same) != after

@@ -19,6 +19,8 @@ from mlinfra_prefect.model.environment import Environment
 from mlinfra_prefect.model.record import parsed
 
 CONFIG_VARIABLE = "MLINFRA_CONFIG"
+PLACE_VARIABLE = "MLINFRA_KEEPER_PLACE"
+"""Goes before what an environment says of its keeper's place."""
 FILE_NAME = "mlinfra-prefect.toml"
 MAX_BYTES = 1 << 20
 
@@ -46,6 +48,17 @@ class Config:
                 f"Write [environments.{name}] into {where}, or use one of those.",
             )
         return found
+
+    def asks_service(self, name: str) -> bool:
+        """Whether leases of an environment are kept by a service, and nobody starts a keeper of their own for them."""
+        named = os.environ.get(PLACE_VARIABLE)
+        configured = self.environments.get(name)
+        return named == "service" if named else configured is not None and configured.keeper_place == "service"
+
+    @property
+    def knows_service(self) -> bool:
+        """Whether any environment's leases are kept by a service."""
+        return any(map(self.asks_service, self.environments))
 
 
 def load_config(start: Path | None = None) -> Config:

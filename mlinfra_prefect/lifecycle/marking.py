@@ -92,7 +92,8 @@ def begin_release(
         drain: whether the node gets *checkpoint now* first.
         error: the error type that the client gets, when this is a failure.
         generation: of the operation that decides this; None for a client's or a person's wish.
-        lost: the client because of whose loss this is done: nothing is done when it is another one's by now.
+        lost: the client because of whose loss this is done: nothing is done when it is another one's by now, or the
+            client has beaten since.
 
     Returns:
         The record as it stands: releasing, or further on already.
@@ -113,8 +114,8 @@ def begin_release(
             return None
         client = now.client
         if lost is not None:
-            if client.process != lost.process:
-                return None  # adopted meanwhile by a retry of the same flow run
+            if (client.process, client.heartbeat_at) != (lost.process, lost.heartbeat_at):
+                return None  # adopted meanwhile by a retry of the same flow run, or it has beaten
             client = lost
         return now.revised(
             state=State.RELEASING, reason=line, error=error, releasing_at=context.ledger.now(), drain=drain,

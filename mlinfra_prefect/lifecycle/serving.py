@@ -13,7 +13,7 @@ from typing import Any
 
 from mlinfra_prefect.errors import AlreadyExists, InvalidInput, LeaseHeld, MlinfraError
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS
+from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS, asked_place, beating
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.versions import enter, refuse_second
 from mlinfra_prefect.local.serving import check_servable, check_trusted
@@ -95,6 +95,7 @@ def ask_to_serve(
     """
     shares = canary_shares(canary)
     environment = context.config.environment(serving.environment)
+    client = beating(context, client, serving.environment)
     platform = context.platform(serving.platform or environment.platform)
     check_servable(model.format, serving.predictor)
     artifact = context.artifacts.verified(model.id)
@@ -168,6 +169,7 @@ def _create_endpoint(
         platform=platform,
         owner=owner,
         client=client,
+        keeper_place=asked_place(context, serving.environment),
         created_at=now,
         renewed_until=now + timedelta(seconds=TTL_SECONDS),
         serving=serving,
@@ -202,6 +204,7 @@ def _create_rollout(
         platform=endpoint.platform,
         owner=owner,
         client=client,
+        keeper_place=asked_place(context, serving.environment),
         created_at=now,
         renewed_until=now + timedelta(seconds=TTL_SECONDS),
         endpoint=endpoint.id,
