@@ -34,6 +34,7 @@ class Entry(TypedDict):
     renewed_until: str | None
     ready_at: str | None
     deadline: str | None
+    keep_until: str | None
     expires_at: str | None
     accelerator: str | None
     version: int | None
@@ -62,6 +63,7 @@ def entry(row: Row) -> Entry:
         renewed_until=_text(values.get("renewed_until")),
         ready_at=_text(values.get("ready_at")),
         deadline=_text(values.get("deadline")),
+        keep_until=_text(values.get("keep_until")),
         expires_at=_text(values.get("expires_at")),
         accelerator=_text(request.get("accelerator")),
         version=values.get("version"),

@@ -103,6 +103,9 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
             else:
                 told = "it is down; `mlinfra-prefect endpoints --repair` brings it back"
             notes.append(cell(f"{each['id']} {told}", "red"))
+        elif each["keep_until"] and each["state"] == "ready":
+            until = each["keep_until"][11:19]
+            notes.append(cell(f"{each['id']} its client is gone; kept until {until} UTC, and counted", "yellow"))
         elif not wide:
             notes += _addresses([each])
     if any(each["state"] == "stuck" for each in entries):
@@ -126,7 +129,10 @@ def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
     for each in listed:
         third = cell(each["version"])
         if kind != "rollout":
-            ends = left(each["deadline"] or each["expires_at"], never="never" if kind == "endpoint" else "")
+            ends = left(
+                each["keep_until"] or each["deadline"] or each["expires_at"],
+                never="never" if kind == "endpoint" else "",
+            )
             third = cell("") if each["state"] == "released" else ends
         known = {
             "ENV": cell(each["environment"]), "ON": cell(each["accelerator"]), "URL": cell(each["url"]),

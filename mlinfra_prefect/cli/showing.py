@@ -73,6 +73,8 @@ def _summary(out: Screen, record: KeptRecord) -> None:
     told.fact("owner", record.owner)
     told.fact("created", clock(record.created_at))
     told.fact("deadline" if isinstance(record, LeaseRecord) else "expires", clock(record.deadline) or "never")
+    if isinstance(record, LeaseRecord) and record.keep_until is not None:
+        told.fact("kept until", clock(record.keep_until))
     told.fact("client", _client(record))
     keeper = record.keeper
     if keeper is not None and record.state is not State.RELEASED:

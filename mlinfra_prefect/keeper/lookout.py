@@ -54,7 +54,7 @@ def look(context: Context, keeper: Keeper) -> tuple[str, ...]:
             if _is_called_for(context, seen.record, keeper):
                 lay(context, seen.record)
                 found.append(seen.record.id)
-    if found:
+    if found:  # each gets an operation; those of what is only taken over a few at a time
         wake(context.home, *found)
     return tuple(found)
 

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError, TrainingStopped
 from mlinfra_prefect.keeper.desk import drain_at, empty_until, laid, lay, take_off, wake
 from mlinfra_prefect.keeper.overdue import end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
@@ -26,6 +26,7 @@ from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
+from mlinfra_prefect.lifecycle.progress import why_hung
 from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
 from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
 from mlinfra_prefect.lifecycle.rolling import advance
@@ -132,6 +133,11 @@ def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
         why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
         error = NodeLost.__name__
         lay(context, begin_release(context, record.id, reason=why, error=error, generation=record.generation))
+        return
+    hung = why_hung(platform.node(attempt), record.jobs, time.time()) if isinstance(record, LeaseRecord) else None
+    if hung is not None:  # renewal means that it works, too (rule R4); the release begins with its drain
+        error = TrainingStopped.__name__
+        lay(context, begin_release(context, record.id, reason=hung, error=error, generation=record.generation))
 
 
 def _announced(context: Context, record_id: str) -> int:

@@ -34,6 +34,9 @@ BUSY = 75
 BUSY_SECONDS = (0.1, 0.1, 0.2, 0.3, 0.5, 1.0)
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 """After an operation that failed, or that left its card as due as it was."""
+LOOKS_AT_ONCE = 8
+"""Operations at once that only take over what is well: a new watcher of 300 leases must not start 300 processes. What
+has something to do (a release, a lost client, a moment that has come) never waits for that."""
 LOOK_SECONDS = 1.0
 """How often clients are looked at where the kernel has no pidfd."""
 OPERATION_SECONDS = 300.0
@@ -117,6 +120,9 @@ class Entry:
         self.operation: Process | None = None
         self.began_with: dict[str, Any] = {}
         self.wanted = True  # a card that is new to this watcher gets one operation: it takes over, or begins
+        self.fresh = True  # and until that has ended well, nothing is known to be wrong with it
+        self.looks = False  # whether its operation only takes over
+        self.held = False  # whether one that only takes over waits for others
         self.lost = False
         self.told_lost = False
         self.failures = 0
@@ -134,6 +140,17 @@ class Entry:
     def is_called_for(self, now: float) -> bool:
         """Whether an operation must run now."""
         return self.wanted or (self.lost and not self.told_lost) or (self.due is not None and self.due <= now)
+
+    def is_only_new(self, now: float) -> bool:
+        """Whether an operation would only take over what is well."""
+        return self.fresh and not self.lost and (self.due is None or self.due > now)
+
+    def next_moments(self, now: float, clock: float) -> list[float]:
+        """In how many seconds an operation must run; empty: at no known moment."""
+        pause = self.not_before - clock
+        if (self.wanted or (self.lost and not self.told_lost)) and not (self.held and not self.lost):
+            return [pause]
+        return [] if self.due is None else [max(self.due - now, pause)]
 
     def pause(self, pauses: tuple[float, ...]) -> None:
         """Wait before the next operation, longer each time."""
@@ -377,7 +394,8 @@ class Watcher:
     def judge(self, entry: Entry) -> None:
         """An operation has ended: was it enough, and if not, when is the next one?"""
         code = entry.operation.popen.returncode if entry.operation else 0
-        entry.operation = None
+        entry.operation, entry.looks = None, False
+        entry.fresh = entry.fresh and code != 0
         if code != 0:
             entry.wanted, entry.told_lost = True, False
             entry.pause(BUSY_SECONDS if code == BUSY else RETRY_SECONDS)
@@ -391,11 +409,17 @@ class Watcher:
         if self.ending:
             return
         now, clock = time.time(), time.monotonic()
+        looks = sum(entry.looks for entry in self.entries.values())
         for name, entry in self.entries.items():
+            entry.held = False
             if entry.operation or clock < entry.not_before or not entry.is_called_for(now):
                 continue
             if any(is_held(str(path)) for path in entry.card.get("lock_files") or ()) and not self.overdue(entry, now):
                 entry.pause(BUSY_SECONDS)  # a Terraform of it runs, whoever started it, and is respected
+                continue
+            only_new = entry.is_only_new(now)
+            if only_new and looks >= LOOKS_AT_ONCE:
+                entry.held = True  # the end of another one is what wakes us
                 continue
             entry.began_with = entry.card
             entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
@@ -403,6 +427,8 @@ class Watcher:
                 entry.pause(RETRY_SECONDS)
                 continue
             entry.wanted, entry.told_lost = False, entry.lost
+            entry.looks = only_new
+            looks += only_new
 
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:
@@ -496,12 +522,8 @@ class Watcher:
         for entry in self.entries.values():
             if entry.client and entry.pidfd is None and not entry.lost:
                 moments.append(LOOK_SECONDS)
-            if entry.operation is not None:
-                continue
-            if entry.wanted or (entry.lost and not entry.told_lost):
-                moments.append(entry.not_before - clock)
-            elif entry.due is not None:
-                moments.append(max(entry.due - now, entry.not_before - clock))
+            if entry.operation is None:
+                moments += entry.next_moments(now, clock)
         return max(0.001, min(moments))
 
 

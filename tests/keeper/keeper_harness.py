@@ -196,6 +196,13 @@ class House:
             process.kill()
             process.wait()
 
+    def says(self, *words: str) -> str:
+        """What the command line prints."""
+        argv = [sys.executable, "-m", "mlinfra_prefect", *words]
+        done = subprocess.run(argv, env=self.env, cwd=self.handles, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def checks(self) -> tuple[int, str]:
         """What a liveness probe gets: exit code and words."""
         argv = [sys.executable, "-m", "mlinfra_prefect", "keeper", "--check"]
