@@ -41,6 +41,7 @@ def sections(*, quick: bool) -> dict[str, Section]:
     found["ended"] = lambda: leases.ended(effort(7, 20))
     found["lost"] = lambda: leases.lost(effort(7, 20))
     found["watcher"] = lambda: memory.watcher(5 if quick else 50, 15 if quick else 60)
+    found["rest"] = lambda: memory.at_rest(10 if quick else 300, 3 if quick else 90)
     found["router"] = lambda: routing.starts(effort(7, 10))
     found["routing"] = lambda: routing.overhead(effort(10, 30))
     found["rollouts"] = lambda: rollouts.changes(effort(20, 0))

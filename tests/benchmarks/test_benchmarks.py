@@ -48,4 +48,6 @@ def test_every_line_of_the_benchmarks_is_measured_and_printed(tmp_path: Path) ->
         assert lines[question]["values"]
         assert question in done.stdout
     assert any(question.startswith("watcher's resident memory per further lease") for question in lines)
+    for question in ("keeper's watcher: resident memory", "keeper's processor time for each minute"):
+        assert any(line.startswith(f"{question} (of 10 leases at rest)") for line in lines)
     assert all((line["met"] is None) == (line["aim"] is None) for line in lines.values())
