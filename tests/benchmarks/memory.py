@@ -68,7 +68,7 @@ def at_rest(leases: int, seconds: float) -> list[Line]:
                 record = mark(here.context, record, "for a benchmark", state=state)
             lay(here.context, record, asked_here=True)
         ensure_watcher(here.context)
-        kept = _kept(here, max(60.0, 2 * seconds))
+        kept = _kept(here, max(300.0, 2 * seconds))
         told = watcher_identity(here.home)
         assert told is not None
         process = psutil.Process(told[0])
