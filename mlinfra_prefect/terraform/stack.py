@@ -299,10 +299,11 @@ class Stack:
 
         One that another host took stays, with what to do about it.
         """
+        began = time.time()
         try:
             attempt(deadline, on_event)
         except StateLocked as error:
-            held = stale.described(error.message)
+            held = stale.described(error.message, before=began)
             if held is None or self.in_flight():
                 raise
             if not held.here:

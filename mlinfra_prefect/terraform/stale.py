@@ -12,6 +12,7 @@ import json
 import re
 import socket
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,12 +34,20 @@ class Held:
         return self.who.rpartition("@")[2] == socket.gethostname()
 
 
-def described(text: str) -> Held | None:
-    """Read the lock out of what Terraform says when a state is locked; None where it does not tell. Pure."""
+def described(text: str, *, before: float) -> Held | None:
+    """Read the lock out of what Terraform says when a state is locked; None where it does not tell. Pure.
+
+    Args:
+        text: what it says.
+        before: when the command began (epoch seconds), on this host's clock. Some backends of some versions describe
+            the lock that they *wanted*, which was made after that, and not the one that is held.
+    """
     lock_id, who = (re.search(_FIELD.format(name), text) for name in ("ID", "Who"))
-    if lock_id is None or who is None or not re.fullmatch(r"[0-9A-Za-z-]{1,128}", lock_id[1]):
+    created = re.search(r"Created:\s+(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)", text)
+    if lock_id is None or who is None or created is None or not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z-]*", lock_id[1]):
         return None
-    return Held(lock_id[1], who[1])
+    made = datetime.strptime(created[1], "%Y-%m-%d %H:%M:%S").replace(tzinfo=UTC)
+    return Held(lock_id[1], who[1]) if made.timestamp() < int(before) else None
 
 
 def beside(state: Path) -> Path:
