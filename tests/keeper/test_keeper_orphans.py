@@ -21,8 +21,10 @@ import pytest
 
 from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, PermanentError
 from mlinfra_prefect.keeper import sweeping
+from mlinfra_prefect.keeper.operate import step
 from mlinfra_prefect.keeper.passes import Pass
 from mlinfra_prefect.keeper.reap import reap
+from mlinfra_prefect.keeper.watch import BUSY, is_held
 from mlinfra_prefect.lifecycle import addenda
 from mlinfra_prefect.lifecycle.archiving import is_archived
 from mlinfra_prefect.lifecycle.context import Context
@@ -31,7 +33,7 @@ from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import release_pass
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, LeaseRecord
+from mlinfra_prefect.model.lease import Client, Keeper, LeaseRecord
 from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -58,13 +60,15 @@ def plant(context: Context) -> Iterator[Plant]:
     """Start a process with marks: a zombie's, an orphan's, or a neighbour's."""
     planted: list[subprocess.Popen[bytes]] = []
 
-    def start(lease: str, *, ledger: str | None = None, deadline: float | None = None) -> subprocess.Popen[bytes]:
+    def start(
+        lease: str, *, ledger: str | None = None, deadline: float | None = None, script: str = SLEEPER
+    ) -> subprocess.Popen[bytes]:
         marks = {
             "MLINFRA_LEDGER_ID": context.ledger.ledger_id if ledger is None else ledger,
             "MLINFRA_LEASE_ID": lease,
             "MLINFRA_DEADLINE": "" if deadline is None else repr(deadline),
         }
-        planted.append(subprocess.Popen([sys.executable, "-c", SLEEPER], env={**os.environ, **marks}))
+        planted.append(subprocess.Popen([sys.executable, "-c", script], env={**os.environ, **marks}))
         until = time.monotonic() + 10
         while not any(seen.pid == planted[-1].pid for seen in judge.carriers(marks["MLINFRA_LEDGER_ID"])):
             assert time.monotonic() < until
@@ -286,3 +290,24 @@ def test_a_dry_run_says_what_a_pass_would_do_with_each_record(context: Context) 
     assert (found.released, found.stuck) == ((), ())
     assert stored(context.home.root) == before
     assert judge.carriers(context.ledger.ledger_id) == []
+
+
+def test_an_operation_that_hangs_without_its_watcher_is_ended_past_its_deadline(context: Context, plant: Plant) -> None:
+    """It holds the record's own lock and blocks its release. Before its deadline it is respected."""
+    going = begin_release(context, asked(context).id, reason="done")
+    place = context.home.record_dir(going.id)
+    place.mkdir()
+    path = place / "operation.lock"
+    hung = plant(going.id, script=f"import fcntl\nheld = open({str(path)!r}, 'w')\nfcntl.flock(held, 2)\n{SLEEPER}")
+    until = time.monotonic() + 10
+    while not is_held(str(path)):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    keeper = Keeper(place="process", process=identify())
+    assert step(context, going.id, keeper) == BUSY
+    assert hung.poll() is None
+    os.utime(path, (1.0, 1.0))
+    assert step(context, going.id, keeper) == BUSY
+    assert ended(hung)
+    (context.home.cards / f"{going.id}.json").unlink()
+    assert release_pass(context, context.record(going.id)).receipt is not None
