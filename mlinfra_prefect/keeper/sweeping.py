@@ -212,7 +212,8 @@ def _end(context: Context, stray: Stray) -> list[str]:
         found=names,
         ended=tuple(name for name in names if name not in survivors),
     )
-    addenda.add(context.home, stray.record_id, search)
+    with contextlib.suppress(OSError):  # a full disk takes no line; what was found is still told by this pass
+        addenda.add(context.home, stray.record_id, search)
     if record is not None:
         for attempt in record.attempts:
             context.platform(record.platform).tidy(record, attempt)

@@ -235,6 +235,9 @@ def test_a_dry_run_makes_no_home_and_wrong_options_are_wrong_input(cli):
         refused = cli("reap", *words)
         assert (refused.returncode, refused.stdout) == (2, "")
         assert told in refused.stderr
+    nowhere = cli("reap", MLINFRA_HOME="/proc/nowhere")  # nobody can write there, not even root
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "MLINFRA_HOME: /proc/nowhere cannot be used" in nowhere.stderr
 
 
 def test_one_name_of_two_endpoints_is_not_guessed(cli, write):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -311,3 +312,25 @@ def test_an_operation_that_hangs_without_its_watcher_is_ended_past_its_deadline(
     assert ended(hung)
     (context.home.cards / f"{going.id}.json").unlink()
     assert release_pass(context, context.record(going.id)).receipt is not None
+
+
+def test_a_full_home_is_told_loses_no_record_and_spares_no_zombie(
+    context: Context, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be written is a sentence; what costs money is ended all the same; the next pass finds it all."""
+    tombstone = released(context)
+    lost = asked(context, "lost", client=Client(kind="process", process=identify().revised(start_time="1")))
+    zombie = plant(tombstone.id)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        for place in ("keeper.desk.write_json", "keeper.sight.write_json", "lifecycle.addenda.add"):
+            patch.setattr(f"mlinfra_prefect.{place}", full)
+        found = reap(context, settle_seconds=0)
+    assert "No space left on device" in reasons(found, "stuck")[lost.id]
+    assert list(reasons(found, "orphans")) == [tombstone.id]
+    assert ended(zombie)
+    assert context.record(lost.id) == lost
+    assert lost.id in reasons(reap(context, dry_run=True), "planned")
