@@ -249,17 +249,22 @@ def execute(lease: str, /, *command: Annotated[str, Parameter(allow_leading_hyph
 
 
 @app.command(sort_key=9)
-def reap(*, as_json: Json = False) -> int:
-    """Take over what nobody keeps any more.
+def reap(
+    *, until_quiet: Flag = False, dry_run: Flag = False, environment: str | None = None, as_json: Json = False
+) -> int:
+    """Take over what nobody keeps any more, and end what no open record names.
 
-    It goes on under a new keeper, or is released: what its client and its deadline say.
+    What is taken over goes on under a new keeper, or is released: what its client and its deadline say.
 
     Args:
+        until_quiet: Pass after pass, for an hour at most, until what is left lives or is stuck.
+        dry_run: Say what a pass would do; change nothing and start nothing.
+        environment: Only what is in this environment.
         as_json: Print JSON.
     """
     from mlinfra_prefect.cli import reaping
 
-    return reaping.reap(as_json=as_json)
+    return reaping.reap(until_quiet=until_quiet, dry_run=dry_run, environment=environment, as_json=as_json)
 
 
 @app.command(sort_key=9)

@@ -34,7 +34,7 @@ PASSED_ON = ("MLINFRA_CONFIG", ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
 
 __all__ = [
     "card_of", "drain_at", "fifo_of", "has_work", "is_provably_dead", "laid", "lay", "place_of", "service_here",
-    "take_off", "wake", "watcher_alive", "watcher_identity",
+    "take_off", "wake", "watcher_alive", "watcher_identity", "why_over",
 ]  # fmt: skip
 
 
@@ -66,6 +66,19 @@ def due_at(record: KeptRecord) -> float | None:
         return record.due.timestamp() if record.due else None
     due = drain_at(record)
     return due if record.keep_until is None else min(due, record.keep_until.timestamp())
+
+
+def why_over(record: LeaseRecord | EndpointRecord, now: float) -> str | None:
+    """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
+    if isinstance(record, EndpointRecord):
+        if record.current is None and now >= empty_until(record):
+            return "it got no version in time"
+        return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
+    if now >= drain_at(record):
+        return "its hard deadline is near"
+    return (
+        "its keep minutes are over" if record.keep_until is not None and now >= record.keep_until.timestamp() else None
+    )
 
 
 def stands(record: EndpointRecord | RolloutRecord) -> bool:

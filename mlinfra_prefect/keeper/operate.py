@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError, TrainingStopped
-from mlinfra_prefect.keeper.desk import drain_at, empty_until, laid, lay, take_off, wake
-from mlinfra_prefect.keeper.overdue import end_overdue_terraform
+from mlinfra_prefect.keeper.desk import laid, lay, take_off, wake, why_over
+from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation, end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
@@ -32,7 +33,7 @@ from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
 from mlinfra_prefect.lifecycle.rolling import advance
 from mlinfra_prefect.lifecycle.versions import enter
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
-from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
@@ -49,8 +50,13 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         return _announced(context, record_id)
     context.tell = lambda record: _tell(context, record, record_id)
     record = seen.record
+    foreign = why_foreign(context, record)
+    if foreign is not None:
+        sys.stderr.write(f"{record_id}: {foreign}\n")
+        take_off(context.home, record_id)
+        return 0
     try:
-        if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, record):
+        if not _take_operation_lock(context, record) or not end_overdue_terraform(context, record):
             return BUSY
         record = _take(context, record, keeper)
         _go_on(context, record)
@@ -156,15 +162,18 @@ def _announced(context: Context, record_id: str) -> int:
     return 0
 
 
-def _take_operation_lock(context: Context, record_id: str) -> bool:
-    place = context.home.record_dir(record_id)
+def _take_operation_lock(context: Context, record: KeptRecord) -> bool:
+    place = context.home.record_dir(record.id)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(place / "operation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = place / OPERATION_LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
+        end_overdue_operation(context, record)
         return False
+    os.utime(descriptor)  # since when: whoever waits for a hung one must know
     return True  # held until this process ends
 
 
@@ -209,24 +218,11 @@ def _advance(context: Context, record: KeptRecord) -> KeptRecord:
         return record if record.retry_at is not None and now < record.retry_at else release_pass(context, record)
     if isinstance(record, RolloutRecord):
         return advance(context, record)
-    over = _why_over(record, now.timestamp())
+    over = why_over(record, now.timestamp())
     if over is None:
         return record
     return begin_release(
         context, record.id, reason=over, drain=isinstance(record, LeaseRecord), generation=record.generation
-    )
-
-
-def _why_over(record: LeaseRecord | EndpointRecord, now: float) -> str | None:
-    """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
-    if isinstance(record, EndpointRecord):
-        if record.current is None and now >= empty_until(record):
-            return "it got no version in time"
-        return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
-    if now >= drain_at(record):
-        return "its hard deadline is near"
-    return (
-        "its keep minutes are over" if record.keep_until is not None and now >= record.keep_until.timestamp() else None
     )
 
 

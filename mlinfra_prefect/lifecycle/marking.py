@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlinfra_prefect.errors import LeaseLost
+from mlinfra_prefect.errors import LeaseLost, PermanentError
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.versions import leave
 from mlinfra_prefect.model.endpoint import RolloutRecord
@@ -100,11 +101,15 @@ def begin_release(
 
     Raises:
         NotFound: there is none of that id.
+        PermanentError: it belongs to another ledger or home (see `belonging`).
         VersionServes: it is the rollout of what an endpoint serves.
         LeaseLost: a newer keeper took the record over.
     """
     line = as_line(reason)
     found = context.ledger.read(record_id)
+    foreign = why_foreign(context, found.record) if found is not None else None
+    if foreign is not None:
+        raise PermanentError(f"{record_id} cannot be released here: {foreign}.", "Release it from the home it is of.")
     if found is not None and isinstance(found.record, RolloutRecord) and found.record.live:
         # What is served is decided on the endpoint's record: only what has left it may go.
         leave(context, found.record, line)
