@@ -283,16 +283,21 @@ def keeper(*, with_reaper: Flag = False, check: Flag = False) -> int:
 
 
 @app.command(sort_key=10)
-def endpoints(*, everything: All = False, repair: Flag = False, as_json: Json = False) -> int:
+def endpoints(*, everything: All = False, repair: Flag = False, token: str | None = None, as_json: Json = False) -> int:
     """List the endpoints with the shares that are served now.
 
     Args:
         everything: Also those that are released, and versions that are gone.
         repair: Bring back the routers and servers that should answer and do not.
+        token: Print the token that clients of this endpoint must show (name or id), and nothing else.
         as_json: Print JSON.
     """
     from mlinfra_prefect.cli import listing
 
+    if token is not None:
+        from mlinfra_prefect.cli import rolling
+
+        return rolling.token(token)
     if repair:
         from mlinfra_prefect.cli import rolling
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from mlinfra_prefect.cli.attention import replace_lost_keeper
+from mlinfra_prefect.cli.prefect_api import prefect_api
 from mlinfra_prefect.errors import MlinfraError
 from mlinfra_prefect.keeper.desk import has_work, watcher_identity
 from mlinfra_prefect.keeper.place import place_of
@@ -48,7 +49,7 @@ def examined() -> list[Check]:
         ("python", _python), ("system", _system), ("packages", _packages), ("home", lambda: _home(home)),
         ("disk", lambda: _disk(home)), ("config", _config), ("terraform", lambda: _engine(home)),
         ("serving", lambda: _serving(home)), ("gpus", _gpus), ("ledger", lambda: _ledger(home)),
-        ("keeper", lambda: _keeper(home)),
+        ("keeper", lambda: _keeper(home)), ("prefect api", _prefect_api),
     ]  # fmt: skip
     found: list[Check] = []
     for name, check in checks:
@@ -175,6 +176,11 @@ def _ledger(home: Home) -> Iterator[Check]:
     if stuck:
         yield Check("ledger", "WARN", f"{len(stuck)} stuck: {', '.join(stuck)}", f"mlinfra-prefect show {stuck[0]}")
     yield Check("ledger", "OK", f"{count} record(s) can be read; its id is {identity}")
+
+
+def _prefect_api() -> Iterator[Check]:
+    for status, message, next_step in prefect_api():
+        yield Check("prefect api", status, message, next_step)
 
 
 def _keeper(home: Home) -> Iterator[Check]:

@@ -58,7 +58,8 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
                 *(known[name] for name in more),
             )  # fmt: skip
     out.print(shown)
-    addresses = [] if more else _addresses([entry(row) for row in found])
+    kept_entries = [entry(row) for row in found]
+    addresses = [*([] if more else _addresses(kept_entries)), *_unauthenticated(kept_entries)]
     if addresses:
         out.print()
     for line in addresses:
@@ -108,6 +109,7 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
             notes.append(cell(f"{each['id']} its client is gone; kept until {until} UTC, and counted", "yellow"))
         elif not wide:
             notes += _addresses([each])
+    notes += _unauthenticated(entries)
     if any(each["state"] == "stuck" for each in entries):
         notes.append(cell("What is stuck is retried for ever; `mlinfra-prefect show ID` tells what stands in its way."))
     return notes
@@ -119,6 +121,15 @@ def _addresses(entries: list[Entry]) -> list[Cell]:
         cell(f"{each['name']} answers at {each['url']}")
         for each in entries
         if each["url"] and each["state"] != "released"
+    ]
+
+
+def _unauthenticated(entries: list[Entry]) -> list[Cell]:
+    """Which endpoints ask for no token: that is to be seen by whoever lists them."""
+    return [
+        cell(f"{each['name']} is unauthenticated: whatever runs on this machine may ask it (auth='none')", "yellow")
+        for each in entries
+        if each["auth"] == "none" and each["state"] != "released"
     ]
 
 

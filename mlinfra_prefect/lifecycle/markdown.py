@@ -150,7 +150,7 @@ def endpoint_markdown(record: EndpointRecord) -> str:
     return "\n".join((
         f"## {_link(record.name, record.url)}", "",
         (f"Environment {escaped(record.environment)}, on {escaped(record.platform)}, {escaped(record.state)}, "
-         f"{serves}."), "",
+         f"{serves}{'' if record.serving.auth == 'token' else ', **unauthenticated**'}."), "",
         table(("version", "state", "share", "model", "metrics", "why"), rows), "",
         table(("version", "artifact", "sha256"), made_of), "",
     ))  # fmt: skip

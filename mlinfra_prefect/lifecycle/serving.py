@@ -109,6 +109,7 @@ def ask_to_serve(
             )
         if standing is None:
             continue  # somebody else was faster: theirs stands now
+        serving = serving.revised(auth=standing.serving.auth)
         try:
             rollout = _create_rollout(
                 context, standing, artifact, serving, owner=owner, client=client, announce=announce,
@@ -150,6 +151,13 @@ def _standing(context: Context, serving: ServingRequest) -> EndpointRecord | Non
             f"endpoint {endpoint.name!r} answers on port {endpoint.port}, and its URL is stable",
             "Leave the port out, or release the endpoint first.",
         )
+    auth = endpoint.serving.auth or "none"  # a record without it was written before there were tokens
+    if serving.auth not in {None, auth}:
+        raise InvalidInput(
+            "serving.auth",
+            f"endpoint {endpoint.name!r} has auth={auth!r}, and its clients rely on it",
+            "Leave it out, or release the endpoint first.",
+        )
     return endpoint
 
 
@@ -160,6 +168,7 @@ def _create_endpoint(
     """Write an endpoint's record, its name and its port reserved; None when somebody else was faster."""
     ledger = context.ledger
     port = _port(context, platform, serving.port)
+    serving = serving.revised(auth=serving.auth or "token")
     base, now = endpoint_base(serving.environment, serving.name), ledger.now()
     record = EndpointRecord(
         id=f"{base}-{len(ledger.rounds(base)) + 1}",
