@@ -24,6 +24,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import terraform_runs
+from mlinfra_prefect.lifecycle.whose_host import on_another_host
 from mlinfra_prefect.local.process import is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord, State
@@ -98,6 +99,9 @@ def as_json(found: Pass) -> dict[str, Any]:
 
 def _left_alone(context: Context, record: KeptRecord) -> str | None:
     """Why a record is not ours to take; None: it may be taken over."""
+    host = on_another_host(context, record)
+    if host is not None:
+        return f"it is on {host}: only a reaper there can prove it gone"
     if isinstance(record, EndpointRecord | RolloutRecord) and _stands_alone(record):
         # Nobody keeps it by design: it stands by its servers' grants.
         over = isinstance(record, EndpointRecord) and _expired(context, record)

@@ -72,6 +72,11 @@ class ObjectLedger:
             self._ledger_id = self._minted()
         return self._ledger_id
 
+    @property
+    def identity(self) -> str | None:
+        """The ledger's uuid as far as it has been minted; unlike `ledger_id` this never writes."""
+        return self._ledger_id
+
     def _identity(self) -> str | None:
         found = self._store.get(IDENTITY)
         if found is None:
