@@ -70,7 +70,7 @@ def carriers(lease_id):
 
 @pytest.mark.slow
 def test_leases_are_kept_in_the_shared_ledger_and_nothing_of_it_reaches_a_node(env, bucket, tmp_path, monkeypatch):
-    """`up`, `ps`, `show`, `release` and `reap` work on it; agents get no credentials; another host's reaper is kept off."""
+    """The verbs work on it; agents get no credentials; another host's reaper is kept off."""
     assert run(env, "up", "cpu", "--max-minutes", "5")
     [listed] = json.loads(run(env, "ps", "--json"))
     lease_id = listed["id"]
@@ -132,8 +132,8 @@ def test_the_keeper_gets_what_reaches_a_shared_ledger_and_no_cloud_variable_with
 
 @pytest.mark.parametrize(
     "text",
-    ["s3:/acme", "s3://", "s3://A_B/x", "https://acme/x", "s3://acme/../x", "s3://acme//x", "s3://acme/a b", "x" * 200_000,
-     "s3://acme/" + "p" * 600, "s3://acme/\n", "s3://acme/\0", "s3://acme/é"],
+    ["s3:/acme", "s3://", "s3://A_B/x", "https://acme/x", "s3://acme/../x", "s3://acme//x", "s3://acme/a b",
+     "x" * 100_000, "s3://acme/" + "p" * 600, "s3://acme/\n", "s3://acme/\0", "s3://acme/é"],
 )  # fmt: skip
 def test_a_malformed_address_is_refused_before_anything_is_made(text, tmp_path, monkeypatch):
     """One sentence that names the field, from the variable and from the file."""
