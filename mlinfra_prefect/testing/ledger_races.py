@@ -20,7 +20,7 @@ from mlinfra_prefect.testing.records import sample_lease
 
 WRITERS = 24
 PROCESSES = 4
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 Act = Callable[[Ledger, int], Any]
 Contend = Callable[[Act], list[Any]]
