@@ -18,6 +18,8 @@ def on_another_host(context: Context, record: KeptRecord) -> str | None:
     """Return the name of the host that a local record of a shared ledger belongs to; None: it may be kept here."""
     if not context.shared or record.platform != "local":
         return None
+    if record.keeper is None and not record.attempts and record.keeper_place == "service":
+        return None  # nothing of it exists yet, and it is on the host of whichever service claims it
     process = record.keeper.process if record.keeper else record.client.process
     host = process.host if process else record.owner.host
     if host != socket.gethostname():
