@@ -22,6 +22,7 @@ from mlinfra_prefect.ledger import SqliteLedger
 from mlinfra_prefect.ledger.mounts import refuse_network_file_system
 from mlinfra_prefect.lifecycle.config import load_config
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.ledger_place import ledger_address
 from mlinfra_prefect.local.platform import gpus
 from mlinfra_prefect.model.home import HOME_VARIABLE, Home
 from mlinfra_prefect.model.lease import State
@@ -159,15 +160,19 @@ def _gpus() -> Iterator[Check]:
 
 
 def _ledger(home: Home) -> Iterator[Check]:
-    refuse_network_file_system(home.ledger)
-    if not home.ledger.exists():
+    context = None if ledger_address(home, os.environ) is None else Context(home)
+    if context is None:
+        refuse_network_file_system(home.ledger)
+    if context is None and not home.ledger.exists():
         yield Check("ledger", "OK", f"{home.ledger} is made with the first lease")
         return
-    ledger = SqliteLedger(home.ledger)
+    ledger = SqliteLedger(home.ledger) if context is None else context.ledger
     try:
         broken = ledger.unreadable()
         stuck = [seen.record.id for seen in ledger.records(states=[State.STUCK])]
-        count = len(ledger.records())
+        # A shared one is asked for what is open only: each released record would cost a call.
+        states = None if context is None else [state for state in State if state is not State.RELEASED]
+        count = len(ledger.records(states=states))
         identity = ledger.ledger_id
     finally:
         ledger.close()

@@ -7,9 +7,9 @@ from typing import Any
 from mlinfra_prefect.cli.attention import replace_lost_keeper
 from mlinfra_prefect.cli.columns import Cell, Table, cell
 from mlinfra_prefect.cli.entries import Entry, entry, served, who
+from mlinfra_prefect.cli.looking import looked, where
 from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.screen import WIDE, age, left, screen, state_cell
-from mlinfra_prefect.ledger.listing import rows
 from mlinfra_prefect.model.home import Home
 
 GONE = frozenset({"retired", "rolled-back"})
@@ -19,12 +19,12 @@ def ps(*, everything: bool = False, as_json: bool = False) -> int:
     """List leases that are not released, and endpoints with their owners."""
     home = Home.from_environment()
     replace_lost_keeper(home)
-    entries = [entry(row) for row in rows(home.ledger, everything=everything)]
+    entries = [entry(row) for row in looked(home, everything=everything)]
     if as_json:
         _dump(entries)
         return DONE
     if not entries:
-        print(f"Nothing is leased and nothing is served in {home.root}.")
+        print(f"Nothing is leased and nothing is served in {where(home)}.")
         return DONE
     _show(entries)
     return DONE
@@ -34,12 +34,12 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
     """List the endpoints with their versions."""
     home = Home.from_environment()
     replace_lost_keeper(home)
-    found = [row for row in rows(home.ledger, everything=everything) if row.kind == "endpoint"]
+    found = [row for row in looked(home, everything=everything) if row.kind == "endpoint"]
     if as_json:
         _dump([served(row) for row in found])
         return DONE
     if not found:
-        print(f"Nothing is served in {home.root}.")
+        print(f"Nothing is served in {where(home)}.")
         return DONE
     out = screen()
     more = ("URL", "EXPIRES IN", "OWNER") if out.width >= WIDE else ()

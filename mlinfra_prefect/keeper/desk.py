@@ -17,11 +17,13 @@ from mlinfra_prefect.keeper.watch import is_held
 from mlinfra_prefect.lifecycle.clients import silent_from, why_gone
 from mlinfra_prefect.lifecycle.context import ENGINE_VARIABLE, LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.releasing import UPLOAD_SECONDS
+from mlinfra_prefect.lifecycle.whose_host import on_another_host
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.home import CACHE_VARIABLE, Home
 from mlinfra_prefect.model.lease import AttemptState, LeaseRecord, State
+from mlinfra_prefect.model.ledger_address import LEDGER_VARIABLE
 from mlinfra_prefect.model.marks import marks
 
 DRAIN_LEAD_SECONDS = 300.0
@@ -29,7 +31,7 @@ DRAIN_LEAD_SECONDS = 300.0
 of the lease's life."""
 LOOK_SECONDS = 15.0
 """How often an operation looks for a client that the watcher cannot see: one in another PID namespace."""
-PASSED_ON = ("MLINFRA_CONFIG", ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
+PASSED_ON = ("MLINFRA_CONFIG", LEDGER_VARIABLE, ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
 """What an operation takes from whoever asked for its record, and not from whoever happened to start the watcher."""
 
 __all__ = [
@@ -137,6 +139,8 @@ def path_of(home: Home, record_id: str) -> Path:
 def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> None:
     """Put a record's card on the desk, or take it off when there is nothing to watch. Idempotent.
 
+    What another host must answer for (`whose_host`) is left to that host's desk.
+
     Args:
         context: where.
         record: as it stands in the ledger.
@@ -146,7 +150,7 @@ def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> No
         KeeperUnavailable: the desk cannot be written.
     """
     home = context.home
-    card = card_of(record, home)
+    card = None if on_another_host(context, record) else card_of(record, home)
     if card is None:
         take_off(home, record.id)
         return

@@ -27,6 +27,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import terraform_runs
+from mlinfra_prefect.lifecycle.whose_host import on_another_host
 from mlinfra_prefect.local.process import is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord, State
@@ -180,9 +181,9 @@ def _would(context: Context, record: KeptRecord, *, on_the_desk: bool) -> str:
 
 def _left_alone(context: Context, record: KeptRecord) -> str | None:
     """Why a record is not ours to take; None: it may be taken over."""
-    foreign = why_foreign(context, record)
-    if foreign is not None:
-        return foreign
+    elsewhere = _elsewhere(context, record)
+    if elsewhere is not None:
+        return elsewhere
     if isinstance(record, EndpointRecord | RolloutRecord) and _stands_alone(record):
         # Nobody keeps it by design: it stands by its servers' grants.
         over = isinstance(record, EndpointRecord) and _expired(context, record)
@@ -203,6 +204,14 @@ def _left_alone(context: Context, record: KeptRecord) -> str | None:
             return f"its client on {client.host} may be alive until {record.renewed_until:%H:%M:%S} UTC"
     running = [attempt for attempt in terraform_runs(record) if not _overdue(attempt.operation_deadline, now)]
     return TERRAFORM_RUNS if running else None
+
+
+def _elsewhere(context: Context, record: KeptRecord) -> str | None:
+    """Why a record is another home's or another host's; None: it may be looked at from here."""
+    host = on_another_host(context, record)
+    if host is not None:
+        return f"it is on {host}: only a reaper there can prove it gone"
+    return why_foreign(context, record)
 
 
 def _pid_of(record: KeptRecord) -> tuple[int, str] | None:

@@ -21,6 +21,7 @@ from mlinfra_prefect.lifecycle.config import PLACE_VARIABLE
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import RENEW_SECONDS
 from mlinfra_prefect.model.home import CACHE_VARIABLE, HOME_VARIABLE, Home
+from mlinfra_prefect.model.ledger_address import LEDGER_VARIABLE
 from mlinfra_prefect.model.marks import common_marks
 
 IDLE_SECONDS = 1.0
@@ -161,11 +162,20 @@ def watcher_env(context: Context) -> dict[str, str]:
     return {
         **allowlist.inherited(pip=True),
         **passed,
+        **_to_reach_the_ledger(context),
         **common_marks(context.ledger.ledger_id),
         HOME_VARIABLE: str(context.home.root),
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _to_reach_the_ledger(context: Context) -> dict[str, str]:
+    """What the keeper's own operations need for a shared ledger; Terraform, agents and training get none of it."""
+    if context.address is None:
+        return {}
+    cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {**cloud, LEDGER_VARIABLE: str(context.address)}
 
 
 def _unavailable(home: Home, why: str) -> KeeperUnavailable:

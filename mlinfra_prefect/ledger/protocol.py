@@ -4,6 +4,10 @@ Write-ahead is the whole promise (rule R1): a record is durable before the first
 whatever dies, someone can find it and finish it. No home-made consensus: a store gives create-if-absent,
 compare-and-swap on a version, and its own clock, and the rest is the state machine of the model.
 
+Two ways lead to a store. One with transactions (SQLite here; PostgreSQL) implements `Ledger` itself. One that has only
+single objects (S3; a Kubernetes API server) implements the five calls of `objects.ObjectStore`, and `ObjectLedger` does
+the rest. `mlinfra_prefect.testing.ledger` says whether it holds (ADR 0012).
+
 A second thing lives here, *holds*: exclusive names (an endpoint's name, its port, a resume key) that one record has.
 """
 
@@ -77,7 +81,10 @@ class Ledger(Protocol):
         """Return the records in some states (None: all), oldest first; the unreadable ones are in `unreadable`."""
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """Return (id, why) of the records that cannot be read; they are never touched."""
+        """Return (id, why) of the records that cannot be read and are not known to be released; they are never touched.
+
+        What is released needs nobody any more, and a store may hold ten thousands of it: `ps --all` tells of those.
+        """
 
     def history(self, record_id: str) -> list[Transition]:
         """Return every transition of a record, oldest first; empty when it is absent.

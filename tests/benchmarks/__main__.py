@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import event_run, leases, memory, reaping, rollouts, routing, starts, ui_form
+from tests.benchmarks import event_run, leases, ledgers, memory, reaping, rollouts, routing, starts, ui_form
 from tests.benchmarks.lines import Line, show
 from tests.benchmarks.side_by_side import Effort
 
@@ -47,6 +47,7 @@ def sections(*, quick: bool) -> dict[str, Section]:
     found["router"] = lambda: routing.starts(effort(7, 10))
     found["routing"] = lambda: routing.overhead(effort(10, 30))
     found["rollouts"] = lambda: rollouts.changes(effort(20, 0))
+    found["ledgers"] = lambda: ledgers.looks(200 if quick else 10_000, effort(5, 20))
     if not quick:  # a server, a worker and a browser: a minute, and the browser's own tests drive the same
         found["event"] = lambda: event_run.events(effort(7, 60))
         found["form"] = lambda: ui_form.form(effort(3, 30))
