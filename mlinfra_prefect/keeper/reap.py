@@ -18,6 +18,7 @@ from typing import Any
 from mlinfra_prefect.errors import MlinfraError
 from mlinfra_prefect.keeper.desk import due_at, laid, lay, stands, watcher_alive, watcher_identity
 from mlinfra_prefect.keeper.starting import ensure_watcher, replace_lost_keeper
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.clients import why_gone
 from mlinfra_prefect.lifecycle.context import Context
@@ -65,6 +66,7 @@ def reap(context: Context, *, settle_seconds: float = SETTLE_SECONDS) -> Pass:
     """
     found: dict[str, dict[str, str]] = {"released": {}, "stuck": dict(context.ledger.unreadable()), "skipped": {}}
     waited_for: dict[str, int] = {}
+    killpoint("reap-began", context.home.root)
     _end_hung_watcher(context)
     for seen in context.ledger.records(states=OPEN):
         record = seen.record
@@ -73,6 +75,7 @@ def reap(context: Context, *, settle_seconds: float = SETTLE_SECONDS) -> Pass:
             if why is None:
                 record = _prepared(context, record)
                 lay(context, record)
+                killpoint("reap-after-lay", context.home.root)
             elif why != ON_THE_DESK or (record.live and _goes_on(context, record)):
                 found["skipped"][record.id] = why
                 continue
@@ -83,6 +86,7 @@ def reap(context: Context, *, settle_seconds: float = SETTLE_SECONDS) -> Pass:
             found["stuck"][record.id] = str(error)
     if waited_for:
         ensure_watcher(context, *waited_for)
+    killpoint("reap-before-settle", context.home.root)
     until = time.monotonic() + settle_seconds
     for record_id, failures in waited_for.items():
         where, why = _settled(context, record_id, failures, until)
