@@ -185,23 +185,24 @@ def files(home: Path) -> Iterator[Path]:
 
 
 def held_locks(home: Path) -> list[str]:
-    """Lock files of a home that somebody holds, and locks that Terraform left beside a state.
+    """Lock files of a home, and Terraform states, that somebody holds.
 
-    A watcher that is about to go holds its own desk.
+    A watcher that is about to go holds its own desk. Terraform's local lock is the kernel's on the state: the note that
+    a killed Terraform leaves beside it (``.terraform.tfstate.lock.info``) locks nobody out.
     """
     found = []
     for path in files(home):
-        if path.name.endswith(".lock.info"):
-            found.append(f"lock left by Terraform: {path}")
-        if (path.name != "lock" and path.suffix != ".lock") or path.name in {"watch.lock", "door.lock"}:
+        state = path.suffix == ".tfstate"
+        if not state and ((path.name != "lock" and path.suffix != ".lock") or path.name in {"watch.lock", "door.lock"}):
             continue
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError:
             continue
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
+            take = fcntl.lockf if state else fcntl.flock
+            take(descriptor, (fcntl.LOCK_EX if state else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except OSError:
             found.append(f"lock held: {path}")
         finally:
             os.close(descriptor)

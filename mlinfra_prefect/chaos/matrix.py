@@ -8,7 +8,8 @@ import subprocess
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing
+from mlinfra_prefect.chaos import playing, playing_serving
+from mlinfra_prefect.chaos.models import needs_models
 from mlinfra_prefect.chaos.plan import Row
 from mlinfra_prefect.chaos.playing import EVERYTHING
 
@@ -19,6 +20,10 @@ RELEASING = (
     "before-receipt", "before-card:2",
 )  # fmt: skip
 OPERATION = PROVISIONING + RELEASING
+ROLLING = (
+    "after-candidate-record", "after-entrust", "before-share", "after-share", "before-share:2", "after-share:2",
+    "before-promote", "after-promote", "before-retire", "after-leave", "before-stop-meter", "before-receipt",
+)  # fmt: skip
 REAPING = ("reap-began", "reap-after-lay", "reap-before-settle")
 STOPS = ("STOP-CONT", "STOP-KILL")
 
@@ -121,6 +126,15 @@ ROWS = (
         reaper=True, needs=needs_cgroup, options=_moments, weight=4),
     Row("namespace-killed", "the flow's PID namespace (a container) is killed whole", playing.namespace_killed,
         victims=(), reaper=True, ttl=True, needs=needs_namespace, options=_moments, weight=4),
+    Row("rollout-killed", "flow, keeper or operation killed at any step of a rollout, under load: no request fails",
+        playing_serving.rollout, victims=(("client",), ("keeper",), ("operation",), ("client", "keeper"), EVERYTHING),
+        points=ROLLING, reaper=True, life=10.0, serves=True, needs=needs_models, weight=4),
+    Row("rollout-killed-with-keeper", "the same at the named steps, keeper and flow killed in the same moment",
+        playing_serving.rollout, victims=(EVERYTHING,), points=ROLLING, together=("keeper", "client"), reaper=True,
+        life=10.0, serves=True, needs=needs_models, weight=2),
+    Row("server-killed", "a model server, the router or an agent of an endpoint killed: it answers again",
+        playing_serving.server_killed, victims=(), reaper=True, serves=True, needs=needs_models,
+        options=lambda chance: {"victim": chance.choice(["server", "router", "node"])}, weight=2),
     Row("fifty-at-once", "50 leases reach their deadlines in the same moment", playing.all_at_once, victims=(),
         options=lambda chance: {"count": 50, "life": round(chance.uniform(20.0, 60.0), 3)}, weight=0),
     Row("dead-man", "keeper, flow, ledger and Terraform all gone: the node ends itself at its deadline",

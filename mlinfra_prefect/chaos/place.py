@@ -60,6 +60,10 @@ class Place:
         self.apart_from: set[str] = set()
         self.wanted_until: float | None = None
         """Epoch seconds until when something is wanted by a clock, and not by a client."""
+        self.moment: float | None = None
+        """Epoch seconds from which strikes are counted; None: from when the first client began."""
+        self.settled_after: float | None = None
+        """Seconds from the last fault until serving had settled, where that is what counts."""
         self.mounted = False
         self.broken: str | None = None
         """A record that the run broke: it must stay as it is."""
@@ -201,8 +205,9 @@ class Place:
                 return
         else:
             # Not before it runs: to load the package takes longer than some of its leases live.
-            began = self.said("began")[0]["at"] if self.wait("began", VICTIM_SECONDS) else time.time()
-            time.sleep(max(0.0, began + strike.at - time.time()))
+            if self.moment is None:
+                self.moment = self.said("began")[0]["at"] if self.wait("began", VICTIM_SECONDS) else time.time()
+            time.sleep(max(0.0, self.moment + strike.at - time.time()))
             until = time.time() + VICTIM_SECONDS
         while time.time() < until:
             found = [seen for role in strike.victims for seen in self.victims(role)]

@@ -93,7 +93,9 @@ def _judge(place: Place, row: Row, plan: Plan, result: Result, beyond: float) ->
             result.leaks = ["it was gone later than promised"]
     else:
         result.leaks = judge.findings(place.home, canary=place.canary, apart_from=place.apart_from)
-    if gone is not None:
+    if place.settled_after is not None:
+        result.seconds = place.settled_after
+    elif gone is not None:
         result.seconds = round(max(0.0, gone - place.over_since()), 3)
     result.leaks += place.decoys_touched() + place.problems
     if plan.number % IDLE_EVERY == 0 and gone is not None and not place.others:
