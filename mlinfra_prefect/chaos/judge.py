@@ -155,14 +155,14 @@ def left(home: Path, *, mark: str | None = None) -> list[Seen]:
 def unproven(home: Path) -> list[str]:
     """Records that are not released, or that say so without two clean sweeps."""
     problems = []
-    for record in records(home).values() if ledger_id(home) else ():
-        if record["state"] != "released":
-            problems.append(f"{record['id']} is {record['state']}: {record['reason']}")
+    for record_id, record in records(home).items() if ledger_id(home) else ():
+        if record.get("state") != "released":
+            problems.append(f"{record_id} is {record.get('state')}: {record.get('reason')}")
             continue
-        receipt = record["receipt"]
+        receipt = record.get("receipt")
         searches = receipt["searches"] if receipt else []
         if len(searches) < CLEAN_SWEEPS or any(search["found"] for search in searches[-CLEAN_SWEEPS:]):
-            problems.append(f"{record['id']} is released without two clean sweeps: {receipt}")
+            problems.append(f"{record_id} is released without two clean sweeps: {receipt}")
     return problems
 
 

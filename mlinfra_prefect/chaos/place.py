@@ -257,14 +257,15 @@ class Place:
     def wait_gone(self, until: float, *, reaper: bool) -> float | None:
         """Wait until all is gone, with a reaper that comes now and then. Returns the moment, or None after `until`."""
         next_pass = max(time.time(), self.over_since()) + REAPER_INTERVAL_SECONDS
-        while time.time() < until:
+        while True:
             if self.is_gone():
                 return time.time()
+            if time.time() >= until:
+                return None
             if reaper and time.time() >= next_pass and all(each.poll() is not None for each in self.reapers):
                 self.reaper()
                 next_pass = time.time() + REAPER_INTERVAL_SECONDS
             time.sleep(POLL_SECONDS)
-        return None
 
     def words(self) -> str:
         """Everything that helps to see what happened."""
