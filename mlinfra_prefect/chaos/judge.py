@@ -118,9 +118,14 @@ def look(pid: int) -> Seen | None:
 
 def carriers(mark: str | None) -> list[Seen]:
     """Every process of this host, zombies apart, that carries a ledger's id."""
+    return [] if mark is None else carriers_of("MLINFRA_LEDGER_ID", mark)
+
+
+def carriers_of(name: str, mark: str) -> list[Seen]:
+    """Every process of this host, zombies apart, that has a variable with a value in its environment."""
     found = []
     for entry in os.scandir("/proc"):
-        if not entry.name.isdigit() or mark is None:
+        if not entry.name.isdigit():
             continue
         try:
             if mark.encode() not in Path(entry.path, "environ").read_bytes():
@@ -128,7 +133,7 @@ def carriers(mark: str | None) -> list[Seen]:
         except OSError:
             continue
         seen = look(int(entry.name))
-        if seen is not None and seen.environ.get("MLINFRA_LEDGER_ID") == mark:
+        if seen is not None and seen.environ.get(name) == mark:
             found.append(seen)
     return found
 

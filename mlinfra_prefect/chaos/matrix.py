@@ -8,7 +8,7 @@ import subprocess
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing, playing_serving
+from mlinfra_prefect.chaos import playing, playing_prefect, playing_serving
 from mlinfra_prefect.chaos.models import needs_models
 from mlinfra_prefect.chaos.plan import Row
 from mlinfra_prefect.chaos.playing import EVERYTHING
@@ -65,6 +65,15 @@ def _moments(chance: Random) -> dict[str, Any]:
         "clocks": chance.choice([[0.0], [3600.0], [-3600.0], [3600.0, -3600.0], [0.0, 0.0]]),
         "broken": chance.choice(["truncated", "future"]),
         "victims": chance.choice([["client"], ["client", "keeper"], list(EVERYTHING)]),
+    }  # fmt: skip
+
+
+def _of_prefect(chance: Random) -> dict[str, Any]:
+    groups = [["flow"], ["runner"], ["server"], ["flow", "runner"], ["runner", "server"],
+              ["flow", "runner", "server", *EVERYTHING]]  # fmt: skip
+    return {
+        "worker": chance.random() < 0.5, "cancel": chance.random() < 0.25, "victims": chance.choice(groups),
+        "kill_at": round(chance.uniform(0.0, 12.0), 3), "seconds": round(chance.uniform(1.0, 4.0), 3),
     }  # fmt: skip
 
 
@@ -135,6 +144,8 @@ ROWS = (
     Row("server-killed", "a model server, the router or an agent of an endpoint killed: it answers again",
         playing_serving.server_killed, victims=(), reaper=True, serves=True, needs=needs_models,
         options=lambda chance: {"victim": chance.choice(["server", "router", "node"])}, weight=2),
+    Row("prefect-killed", "under flow.serve or a process worker: flow, runner, worker or server killed, or cancelled",
+        playing_prefect.killed, victims=(), reaper=True, options=_of_prefect, weight=2),
     Row("fifty-at-once", "50 leases reach their deadlines in the same moment", playing.all_at_once, victims=(),
         options=lambda chance: {"count": 50, "life": round(chance.uniform(20.0, 60.0), 3)}, weight=0),
     Row("dead-man", "keeper, flow, ledger and Terraform all gone: the node ends itself at its deadline",

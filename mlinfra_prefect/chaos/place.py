@@ -30,6 +30,8 @@ LOOK_SECONDS = 0.01
 """How often a victim is looked for: some live for a tenth of a second."""
 VICTIM_SECONDS = 20.0
 """How long a strike waits for a victim that is not there yet."""
+POINT_SECONDS = 240.0
+"""How long until a run comes by its kill point: a rollout on a busy machine takes minutes."""
 AGENT_ROLES = {"node": ("agent", "launcher"), "training": ("work",)}
 
 
@@ -55,6 +57,8 @@ class Place:
         self.clients: list[subprocess.Popen[bytes]] = []
         self.reapers: list[subprocess.Popen[bytes]] = []
         self.others: list[judge.Seen] = []
+        self.helpers: list[subprocess.Popen[bytes]] = []
+        """Prefect's own processes: each leads a session, and is ended with it."""
         self.struck: list[dict[str, Any]] = []
         self.problems: list[str] = []
         self.apart_from: set[str] = set()
@@ -197,12 +201,13 @@ class Place:
 
     def strike(self, strike: Strike) -> None:
         """Wait for a strike's moment and its first victim, and strike."""
-        until = time.time() + VICTIM_SECONDS
         if strike.at == AT_POINT:
+            until = time.time() + POINT_SECONDS
             while not self.kills_at_points() and time.time() < until and self.goes_on():
                 time.sleep(LOOK_SECONDS)
             if not self.kills_at_points():
                 return
+            until = time.time() + VICTIM_SECONDS
         else:
             # Not before it runs: to load the package takes longer than some of its leases live.
             if self.moment is None:
@@ -282,6 +287,12 @@ class Place:
 
     def close(self, *, keep: bool) -> None:
         """End everything that was started, by pid and start time, and remove the place unless it is kept for a look."""
+        for helper in self.helpers:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(helper.pid, signal.SIGKILL)
+            helper.wait()
+        for seen in judge.carriers_of("PREFECT_HOME", str(self.root / "prefect")) if self.helpers else ():
+            judge.end(seen)
         for popen in (*self.clients, *self.reapers, *self._decoys):
             if popen.poll() is None:
                 popen.kill()

@@ -7,7 +7,7 @@ from typing import Any
 
 from mlinfra_prefect.chaos import judge
 from mlinfra_prefect.chaos.asking import Asker, ask
-from mlinfra_prefect.chaos.place import Place
+from mlinfra_prefect.chaos.place import POINT_SECONDS, Place
 from mlinfra_prefect.chaos.plan import REAPER_INTERVAL_SECONDS, Plan
 
 SETTLE_SECONDS = 100.0
@@ -67,9 +67,14 @@ def _standing(place: Place) -> dict[str, Any] | None:
 
 def _until_settled(place: Place, endpoint: str, client: Any) -> None:
     """One version serves everything, every other one is gone, servers included: with a reaper that comes at times."""
-    struck = place.over_since()
-    until, next_pass = time.time() + SETTLE_SECONDS, struck + REAPER_INTERVAL_SECONDS
+    until = time.time() + SETTLE_SECONDS
+    next_pass = place.over_since() + REAPER_INTERVAL_SECONDS
+    last = time.time() + POINT_SECONDS
     while time.time() < until:
+        # A client that lives rolls out for as long as that takes; what is promised begins at the last fault.
+        if client.poll() is None and time.time() < last:
+            until = time.time() + SETTLE_SECONDS
+        until = max(until, place.over_since() + SETTLE_SECONDS)
         if client.poll() is not None and _settled(place, endpoint):
             place.settled_after = round(max(0.0, time.time() - place.over_since()), 3)
             return
