@@ -23,7 +23,7 @@ from mlinfra_prefect.chaos.place import Place
 from mlinfra_prefect.chaos.plan import Plan
 
 FLOW = Path(__file__).with_name("scripts") / "doomed_flow.py"
-START_SECONDS = 180.0
+START_SECONDS = 300.0
 OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 POOL = "chaos"
 
