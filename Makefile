@@ -7,7 +7,7 @@ CACHE := $(CURDIR)/.cache
 PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: audit demo test check bench browser clean help
+.PHONY: audit demo test check bench chaos browser clean help
 
 help:
 	@echo "make demo   train, serve and give back on this machine, from nothing"
@@ -15,6 +15,7 @@ help:
 	@echo "make check  only the static checks"
 	@echo "make browser  what the tests in a real browser need; then make test has them, too"
 	@echo "make audit  known vulnerabilities of the pinned dependencies; asks an advisory service on the network"
+	@echo "make chaos  RUNS=N SEED=S: kill everything at every moment, and count what leaks"
 	@echo "make bench  the benchmarks, as ratios measured side by side"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -62,6 +63,14 @@ audit:
 
 bench: $(VENV)/.tested
 	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m tests.benchmarks
+
+# The last line it prints: N runs, L leaks, p95 S s. ROWS=a,b names rows; REPORT and JSON name files to write.
+RUNS ?= 20
+SEED ?= 1
+JOBS ?= 2
+chaos: $(VENV)/.installed
+	@MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect chaos --runs $(RUNS) --seed $(SEED) --jobs $(JOBS) \
+	  $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT))
 
 clean:
 	rm -rf $(VENV) $(CACHE) dist build

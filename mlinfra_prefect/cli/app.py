@@ -318,6 +318,37 @@ def doctor(*, as_json: Json = False) -> int:
     return examining.doctor(as_json=as_json)
 
 
+@app.command(sort_key=12)
+def chaos(
+    *,
+    list_rows: Annotated[Flag, Parameter(name="--list")] = False,
+    runs: int = 20,
+    seed: int = 1,
+    rows: str = "",
+    jobs: int = 1,
+    json_file: Annotated[str | None, Parameter(name="--json")] = None,
+    report: str | None = None,
+) -> int:
+    """Kill everything at every moment, and count what leaks.
+
+    Each run has a fresh temporary home of its own; yours is not touched. Ends with 1 when anything leaked.
+
+    Args:
+        list_rows: Show the rows and the kill points, and run nothing.
+        runs: How many faults are to reach their victims.
+        seed: Decides rows, moments and victims; the same seed decides the same.
+        rows: Only these, separated by commas.
+        jobs: How many runs at a time.
+        json_file: Write every run and the figures of each row into this file.
+        report: Write the figures as a page in Markdown into this file.
+    """
+    from mlinfra_prefect.cli import breaking
+
+    return breaking.chaos(
+        list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file, report=report
+    )
+
+
 @app.command(sort_key=20)
 def register(
     *, pool: str, create_pool: Flag = False, no_automation: Flag = False, timezone: str = "UTC", as_json: Json = False

@@ -19,6 +19,7 @@ from mlinfra_prefect.errors import (
 from mlinfra_prefect.keeper.desk import take_off, watcher_alive
 from mlinfra_prefect.keeper.holding import CLIENT
 from mlinfra_prefect.keeper.starting import have_kept
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -68,6 +69,7 @@ def entrust(context: Context, record: KeptRecord, *, ended: Callable[[], bool] =
         with contextlib.suppress(MlinfraError):
             begin_release(context, record.id, reason=str(error), drain=False, error=type(error).__name__)
         raise
+    killpoint("after-entrust", context.home.root)
     process = record.client.process
     if process is not None and process == identify():
         CLIENT.hold(context, record, ended)
@@ -108,6 +110,7 @@ def release(context: Context, record_id: str, *, reason: str, drain: bool = True
         KeeperUnavailable: it is marked, and no keeper could be started; the next one does it.
     """
     record = begin_release(context, context.record(record_id).id, reason=reason, drain=drain)
+    killpoint("after-release-mark", context.home.root)
     if record.state is not State.RELEASED:
         have_kept(context, record)
     CLIENT.let_go(record.id)

@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect import killpoints
 from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.keeper.place import place_of
@@ -158,7 +159,9 @@ def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> No
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if context.config.source is not None:
         passed.setdefault("MLINFRA_CONFIG", str(context.config.source))
-    env = {**passed, **{name: value for name, value in before.items() if name in PASSED_ON}, **card.env}
+    passed |= killpoints.passed_on(home.root)
+    kept = {name: value for name, value in before.items() if name in (*PASSED_ON, killpoints.VARIABLE)}
+    env = {**passed, **kept, **card.env}
     try:
         if card.client_fifo:
             with contextlib.suppress(FileExistsError):

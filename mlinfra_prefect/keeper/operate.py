@@ -21,6 +21,7 @@ from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentE
 from mlinfra_prefect.keeper.desk import laid, lay, take_off, wake, why_over
 from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation, end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
@@ -59,6 +60,7 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         if not _take_operation_lock(context, record) or not end_overdue_terraform(context, record):
             return BUSY
         record = _take(context, record, keeper)
+        killpoint("after-take", context.home.root)
         _go_on(context, record)
     except LeaseLost as lost:  # somebody else keeps it now: what stands in the ledger is theirs
         sys.stderr.write(f"{record_id}: {lost}\n")
@@ -71,6 +73,7 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         _account_for(context, record, error)
         return FAILED
     finally:
+        killpoint("before-card", context.home.root)
         after = context.ledger.read(record_id)
         if after is not None and _kept_elsewhere(context, after.record, keeper):
             take_off(context.home, record_id)  # another keeper of a shared ledger has it: nothing to watch here

@@ -20,6 +20,7 @@ from mlinfra_prefect.keeper.passes import Finding, Notes, Pass, as_json, merged
 from mlinfra_prefect.keeper.sight import unknown_before
 from mlinfra_prefect.keeper.starting import ensure_watcher, replace_lost_keeper
 from mlinfra_prefect.keeper.sweeping import sweep_account, sweep_past_deadlines
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, Versioned, revise
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import why_gone
@@ -71,6 +72,7 @@ def reap(
         InvalidInput: nothing of this home is in that environment, and it is not configured.
     """
     notes = Notes()
+    killpoint("reap-began", context.home.root)
     seen = _open_records(context, environment, dry_run=dry_run)
     for record_id, why in context.ledger.unreadable():
         notes.add("stuck", record_id, why)
@@ -90,6 +92,7 @@ def reap(
             waited_for[record.id] = taken.failures
     if waited_for:
         ensure_watcher(context, *waited_for)
+    killpoint("reap-before-settle", context.home.root)
     until = time.monotonic() + settle_seconds
     for record_id, failures in waited_for.items():
         where, why = _settled(context, record_id, failures, until)
@@ -245,6 +248,7 @@ def _prepared(context: Context, record: KeptRecord, *, on_the_desk: bool) -> Kep
     elif not on_the_desk or not record.live:
         record = _another_try(context, record)
     lay(context, record)
+    killpoint("reap-after-lay", context.home.root)
     return record
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlinfra_prefect import killpoints
 from mlinfra_prefect.agent import allowlist
 from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.keeper.desk import has_work, lay, service_here, wake, watcher_alive
@@ -164,6 +165,7 @@ def watcher_env(context: Context) -> dict[str, str]:
         **passed,
         **_to_reach_the_ledger(context),
         **common_marks(context.ledger.ledger_id),
+        **killpoints.passed_on(context.home.root),
         HOME_VARIABLE: str(context.home.root),
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent),
         "PYTHONUNBUFFERED": "1",

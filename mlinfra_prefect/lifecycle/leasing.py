@@ -14,6 +14,7 @@ from functools import partial
 from typing import Literal
 
 from mlinfra_prefect.errors import AlreadyExists, LeaseHeld, QuotaExceeded
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -146,6 +147,7 @@ def ask(
             deadline=now + timedelta(seconds=longest_life_seconds(request, offer.usd_per_hour)),
         )
         announce(record)
+        killpoint("after-announce", context.home.root)
         try:
             _create(context, record)
         except AlreadyExists:
@@ -153,6 +155,7 @@ def ask(
         except BaseException:
             withdraw(record)
             raise
+        killpoint("after-record", context.home.root)
         return Asked(record, adopted=False)
     raise LeaseHeld(f"The lease {key.base} changes faster than it can be read.", "Try again.")
 

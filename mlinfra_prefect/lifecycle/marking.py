@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlinfra_prefect.errors import LeaseLost, PermanentError
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.context import Context
@@ -113,6 +114,7 @@ def begin_release(
     if found is not None and isinstance(found.record, RolloutRecord) and found.record.live:
         # What is served is decided on the endpoint's record: only what has left it may go.
         leave(context, found.record, line)
+        killpoint("after-leave", context.home.root)
 
     def change(now: KeptRecord) -> KeptRecord | None:
         if now.state not in LIVE:

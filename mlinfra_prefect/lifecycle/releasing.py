@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from mlinfra_prefect.errors import LeaseLost, LedgerUnavailable, MlinfraError, NotYetDestroyed, TerraformFailed
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.collecting import ENDED, collect_all
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
@@ -71,6 +72,7 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
         return _failed(context, record, "; ".join(dict.fromkeys(problems)))
     for attempt in record.attempts:
         context.platform(record.platform).tidy(record, attempt)
+    killpoint("before-receipt", context.home.root)
     return write_receipt(context, record, searches)
 
 
@@ -153,6 +155,7 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
     if not node.jobs():
         return record
     noted = _note(context, record, attempt.number, "drain", until)
+    killpoint("after-drain-mark", context.home.root)
     if node.alive():
         node.stop(None, grace_seconds=min(record.request.grace_seconds, max(0.1, until - time.time())))
         while time.time() < until and node.lives():
@@ -177,7 +180,9 @@ def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord
             context.platform(record.platform).stop_meter(record, attempt)
         raise
     context.tell(record)
+    killpoint("before-stop-meter", context.home.root)
     context.platform(record.platform).stop_meter(record, attempt)
+    killpoint("after-stop-meter", context.home.root)
     return record
 
 
@@ -200,7 +205,9 @@ def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
             created = _merged(created, named or ())
             if created != attempt.resources:
                 record = mark_attempt(context, record, number, f"attempt {number}: what it has", resources=created)
+            killpoint("before-destroy", context.home.root)
             done = stack.destroy(deadline=until)
+            killpoint("after-destroy", context.home.root)
             if done.remaining:
                 raise NotYetDestroyed(f"{record.id}/{number} still has {', '.join(done.remaining)}.")
             # A state that lost things says nothing about what it does not name.
@@ -237,6 +244,7 @@ def _sweep(context: Context, record: KeptRecord) -> list[Search]:
     while len(searches) < CLEAN_SWEEPS or any(search.found for search in searches[-CLEAN_SWEEPS:]):
         if len(searches) == MOST_SWEEPS:
             break
+        killpoint("between-sweeps", context.home.root)
         time.sleep(platform.consistency_seconds)
         searches.append(platform.sweep(record))
     return searches

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 
 from mlinfra_prefect.errors import AlreadyExists, InvalidInput, LeaseHeld, MlinfraError
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS, asked_place, beating
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -110,6 +111,7 @@ def ask_to_serve(
         if standing is None:
             continue  # somebody else was faster: theirs stands now
         serving = serving.revised(auth=standing.serving.auth)
+        killpoint("after-router-record", context.home.root)
         try:
             rollout = _create_rollout(
                 context, standing, artifact, serving, owner=owner, client=client, announce=announce,
@@ -118,6 +120,7 @@ def ask_to_serve(
             if rollout is None:
                 refuse_second(context.endpoint(standing.id))  # theirs is in flight, or has come and gone
                 continue
+            killpoint("after-candidate-record", context.home.root)
             _enter(context, rollout)
         except BaseException as error:
             if created is not None:
