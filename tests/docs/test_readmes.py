@@ -90,7 +90,7 @@ def test_no_page_names_a_place_of_one_machine(page: Path) -> None:
         "/data",
         "/srv/ml",
         "/dev/",
-        "/proc/",
+        "/proc",
         "/nightly",
         "/on",
     )  # the last two are deployments
