@@ -116,6 +116,13 @@ class FakeStack:
             raise TerraformFailed("the state cannot be read")
         return ("terraform_data.node",) if self._state() else ()
 
+    def break_stale_lock(self) -> None:
+        """Nobody locks a line in the world."""
+
+    def why_suspect(self) -> str:
+        """A state that forgot what exists does not know that it did."""
+        return ""
+
     def mark_suspect(self, _: str) -> None:
         self.suspect = True
 
