@@ -61,4 +61,5 @@ def take_turns(
 def clean_environment(**changes: str) -> dict[str, str]:
     """This process's environment without what would lead into somebody's home, ledger or server, and with `changes`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MLINFRA_", "PREFECT_"))}
-    return {**kept, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", **changes}
+    return {**kept, "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1",
+            "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120", **changes}  # fmt: skip

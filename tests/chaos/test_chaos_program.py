@@ -111,12 +111,14 @@ def test_a_planted_leak_is_counted_kept_and_measured(setting: Setting) -> None:
 
 
 def test_a_run_that_goes_wrong_stops_nothing_and_is_not_counted(setting: Setting) -> None:
-    rows = [Row("fails", "goes wrong", fails), Row("touches", "touches a decoy", touches, weight=1)]
-    found = running.campaign(setting, rows, runs=2, seed=1)
+    rows = [Row("fails", "goes wrong", fails), Row("touches", "touches a decoy", touches)]
+    found = running.campaign(setting, rows, runs=6, seed=1)
     wrong = [each for each in found if each.error]
     assert wrong
     assert "the program has a bug" in wrong[0].error
-    assert [each.leaks for each in found if not each.error] == [["decoy ['sleep', '7200'] was ended"]] * 2
+    others = [each.leaks for each in found if not each.error]
+    assert others
+    assert all(each == ["decoy ['sleep', '7200'] was ended"] for each in others)
 
 
 def test_the_list_names_every_row_and_every_point() -> None:
