@@ -106,14 +106,14 @@ def test_an_expired_endpoint_whose_keeper_is_gone_is_closed_by_the_reaper(house:
     client = house.client(f"""
         from datetime import timedelta
         import mlinfra_prefect.lifecycle.serving as serving
-        serving.timedelta = lambda **given: timedelta(seconds=9) if "minutes" in given else timedelta(**given)
+        serving.timedelta = lambda **given: timedelta(seconds=20) if "minutes" in given else timedelta(**given)
         deploy(model({str(digits)!r}))
     """)
     endpoint, rollout = client.hears("deployed")["id"], client.hears("deployed")["rollout"]
     assert client.ends() == 0
     house.kill_keeper(operations=True)
     for each in (endpoint, rollout):
-        house.until(lambda each=each: not house.processes(lease=each), "it has ended itself", seconds=20)
+        house.until(lambda each=each: not house.processes(lease=each), "it has ended itself", seconds=40)
         assert house.record(each)["state"] == "ready"
     assert house.reap()["released"] == {endpoint: "it expired"}
     assert house.record(rollout)["state"] == "released"
