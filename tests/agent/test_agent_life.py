@@ -81,10 +81,10 @@ def test_every_cause_of_death_ends_the_agent_and_all_it_started(
 
 def test_the_deadline_ends_the_agent(node: NodeUnderTest) -> None:
     """Past its deadline nothing of a lease runs, whoever else is alive; the jobs say why."""
-    node.start(deadline=time.time() + 0.8)
+    node.start(deadline=time.time() + 2.5)
     job = node.shell(FAMILY)
     node.running(job)
-    wait_until(lambda: not node.processes(), 4)
+    wait_until(lambda: not node.processes(), 8)
     assert "deadline" in node.state()["reason"]
     assert "deadline" in wire.read_json(job / wire.STATUS)["reason"]
 
