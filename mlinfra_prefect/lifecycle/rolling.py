@@ -11,7 +11,6 @@ import time
 from datetime import datetime, timedelta
 
 from mlinfra_prefect.errors import MlinfraError, ProbeFailed, RolledBack
-from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release, current, mark
@@ -207,7 +206,6 @@ def _settle(context: Context, rollout: RolloutRecord, endpoint: EndpointRecord) 
     platform.prolong(endpoint, endpoint.expires_at)
     platform.prolong(rollout, endpoint.expires_at)
     platform.route(endpoint)
-    killpoint("before-retire", context.home.root)
     for other in endpoint.versions:
         if other.state is VersionState.RETIRING and other.rollout is not None:
             _wake(context, other.rollout, other)

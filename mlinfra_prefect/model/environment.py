@@ -73,11 +73,8 @@ class Environment(Record):
         description="Inputs must lie under one of these; empty: anywhere readable.",
         examples=[["/data"]],
     )
-    keeper_place: Literal["process", "foreground", "service"] | None = Field(
-        default=None,
-        title="Keeper's place",
-        description="Where it lives; 'service': `mlinfra-prefect keeper` runs somewhere. Detected when not given.",
-        examples=["service"],
+    keeper_place: Literal["process", "foreground"] | None = Field(
+        default=None, title="Keeper's place", description="Where it lives; detected when not given."
     )
 
     def admit(self, request: TrainingRequest) -> TrainingRequest:
