@@ -4,16 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
 # Two workers: one test file runs in one of them.
-PYTEST ?= -n 2 --dist loadfile
+PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench browser clean help
+.PHONY: audit demo test check bench chaos browser clean help
 
 help:
 	@echo "make demo   train, serve and give back on this machine, from nothing"
 	@echo "make test   every check and test, the built wheel included"
 	@echo "make check  only the static checks"
 	@echo "make browser  what the tests in a real browser need; then make test has them, too"
+	@echo "make audit  known vulnerabilities of the pinned dependencies; asks an advisory service on the network"
+	@echo "make chaos  RUNS=N SEED=S: kill everything at every moment, and count what leaks"
 	@echo "make bench  the benchmarks, as ratios measured side by side"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -49,8 +51,26 @@ check: $(VENV)/.tested
 test: check
 	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m pytest $(PYTEST)
 
+# Not part of `make test`: it asks an advisory service. In an environment of its own. 1: a vulnerability is known.
+AUDIT := $(CACHE)/audit
+audit:
+	@mkdir -p $(CACHE) && $(PYTHON) -m venv $(AUDIT) && \
+	$(AUDIT)/bin/python -m pip --disable-pip-version-check --quiet install 'pip-audit>=2.7,<3' 2> $(AUDIT)/err || \
+	  { echo "audit: pip-audit cannot be installed here; nothing was audited"; exit 0; }; \
+	$(AUDIT)/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip --progress-spinner off \
+	  --format json --output $(AUDIT)/found.json 2> $(AUDIT)/err; \
+	$(AUDIT)/bin/python tests/audited.py $(AUDIT)/found.json
+
 bench: $(VENV)/.tested
 	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m tests.benchmarks
+
+# The last line it prints: N runs, L leaks, p95 S s. ROWS=a,b names rows; REPORT and JSON name files to write.
+RUNS ?= 20
+SEED ?= 1
+JOBS ?= 2
+chaos: $(VENV)/.installed
+	@MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect chaos --runs $(RUNS) --seed $(SEED) --jobs $(JOBS) \
+	  $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT))
 
 clean:
 	rm -rf $(VENV) $(CACHE) dist build

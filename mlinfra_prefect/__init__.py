@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mlinfra_prefect.integration.events import dataset_updated, drift_detected
     from mlinfra_prefect.integration.gate import gate, gate_refused
     from mlinfra_prefect.integration.gpu import gpu
+    from mlinfra_prefect.integration.hooks import release_on_end
     from mlinfra_prefect.integration.infra import Infra
     from mlinfra_prefect.integration.lease import lease
     from mlinfra_prefect.integration.phases import attach, evaluate, plan, provision, release, train
@@ -37,6 +38,7 @@ _HOMES = {
     "gate": "integration.gate",
     "gate_refused": "integration.gate",
     "gpu": "integration.gpu",
+    "release_on_end": "integration.hooks",
     "Infra": "integration.infra",
     "lease": "integration.lease",
     **dict.fromkeys(("dataset_updated", "drift_detected"), "integration.events"),
@@ -57,7 +59,8 @@ __all__ = [
     "Canary", "Endpoint", "Infra", "ModelArtifact", "Plan", "ProbeRequest", "Receipt", "ServingRequest",
     "TrainingJob", "TrainingRequest", "Verdict", "__version__", "aapprove_plan", "adeploy", "approve_plan", "attach",
     "current", "dataset_updated", "deploy", "drift_detected", "evaluate", "gate", "gate_refused", "gpu", "lease",
-    "node", "not_approved", "plan", "probe", "promote", "provision", "release", "retire", "rollback", "train",
+    "node", "not_approved", "plan", "probe", "promote", "provision", "release", "release_on_end", "retire",
+    "rollback", "train",
 ]  # fmt: skip
 
 

@@ -110,6 +110,7 @@ def _show(
     if keep:
         console.print(
             f"kept: {report['url']} for {KEEP_MINUTES} minutes; "
+            f"its token: mlinfra-prefect endpoints --token {report['endpoint_id']}; "
             f"give it back: mlinfra-prefect release {report['endpoint_id']}"
         )
 

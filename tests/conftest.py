@@ -4,8 +4,26 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+HERE = Path(__file__).parent
+LONGEST_FIRST = (
+    "docs/test_readmes.py", "keeper/test_keeper_rollouts.py", "browser/test_ui_path.py", "flows/test_register.py",
+    "keeper/test_keeper_deploy.py", "keeper/test_keeper_under_load.py", "wheel/test_wheel.py",
+)  # fmt: skip
+"""A file runs in one worker, so one of these that begins last would be waited for alone."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, all others in their order (with xdist's ``--no-loadscope-reorder``)."""
+
+    def place(item: pytest.Item) -> int:
+        name = item.path.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
+        return LONGEST_FIRST.index(name) if name in LONGEST_FIRST else len(LONGEST_FIRST)
+
+    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True, scope="module")

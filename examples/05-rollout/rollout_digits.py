@@ -55,14 +55,15 @@ def split(*, inverted: bool = False) -> tuple[list[list[float]], list[list[float
     return parts[0].tolist(), parts[1].tolist(), parts[2].tolist(), parts[3].tolist()
 
 
-def ask_as_clients_do(url: str, rows: list[list[float]]) -> str:
+def ask_as_clients_do(url: str, token: str | None, rows: list[list[float]]) -> str:
     """Ask the endpoint's URL for one row at a time, and say which version answered how often."""
     answered: Counter[str] = Counter()
     connection = HTTPConnection(url.removeprefix("http://"), timeout=30)
     for row in rows[:ASKED]:
         tensor = {"name": "input", "shape": [1, len(row)], "datatype": "FP64", "data": row}
         question = json.dumps({"inputs": [tensor], "outputs": [{"name": "predict"}]})
-        connection.request("POST", f"/v2/models/{NAME}/infer", question, {"Content-Type": "application/json"})
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+        connection.request("POST", f"/v2/models/{NAME}/infer", question, headers)
         answer = connection.getresponse()
         answer.read()
         answered[answer.headers["Mlinfra-Version"]] += 1
@@ -77,7 +78,7 @@ def check_of(url: str | None, rows: list[list[float]], labels: list[int]) -> Cal
         if canary.share == 0:
             return None  # it gets no requests yet, and the samples are asked by the keeper
         if url is not None:
-            print(f"at {canary.share} %: of {ASKED} requests {ask_as_clients_do(url, rows)}")
+            print(f"at {canary.share} %: of {ASKED} requests {ask_as_clients_do(url, canary.token, rows)}")
         right = sum(int(a) == label for a, label in zip(canary.predict(rows), labels, strict=True)) / len(labels)
         return None if right >= 0.8 else f"only {right:.0%} of the held-out images are recognised"
 
@@ -123,20 +124,20 @@ def rollout_digits() -> str:
     endpoint = roll_out(0.0005)
     assert endpoint is not None
     try:
-        print(f"first: of {ASKED} requests {ask_as_clients_do(endpoint.url, rows)}")
+        print(f"first: of {ASKED} requests {ask_as_clients_do(endpoint.url, endpoint.token, rows)}")
 
         roll_out(1.0, url=endpoint.url)
-        print(f"better: of {ASKED} requests {ask_as_clients_do(endpoint.url, rows)}")
+        print(f"better: of {ASKED} requests {ask_as_clients_do(endpoint.url, endpoint.token, rows)}")
 
         refused = roll_out(0.0001, url=endpoint.url)
         assert refused is None
-        print(f"worse: of {ASKED} requests {ask_as_clients_do(endpoint.url, rows)}")
+        print(f"worse: of {ASKED} requests {ask_as_clients_do(endpoint.url, endpoint.token, rows)}")
 
         try:
             roll_out(1.0, inverted=True, url=endpoint.url)
         except ProbeFailed as error:
             print(f"ROLLED BACK by the probe: {error}")
-        served = ask_as_clients_do(endpoint.url, rows)
+        served = ask_as_clients_do(endpoint.url, endpoint.token, rows)
         print(f"inverted: of {ASKED} requests {served}")
     finally:
         print(f"endpoint {endpoint.id}: clean={release(endpoint).clean}")

@@ -217,6 +217,7 @@ def verify_files(directory: Path, files: Iterable[ArtifactFile]) -> None:
 
 
 def _write_durably(path: Path, content: bytes) -> None:
+    path.touch(mode=0o600)
     with path.open("wb") as stream:
         stream.write(content)
         stream.flush()

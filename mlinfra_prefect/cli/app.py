@@ -17,7 +17,7 @@ MLINFRA_HOME (default ~/.mlinfra-prefect) names the home: what one home leases, 
 """
 _EPILOGUE = """\
 Exit codes: 0 done; 1 it failed; 2 wrong input, nothing was created; 3 reap: something is stuck; 4 no capacity; \
-130 interrupted. exec: the command's own.
+5 keeper: another one keeps this home; 130 interrupted. exec: the command's own.
 
 Errors are one line on standard error; MLINFRA_DEBUG=1 adds where they come from.
 """
@@ -249,30 +249,55 @@ def execute(lease: str, /, *command: Annotated[str, Parameter(allow_leading_hyph
 
 
 @app.command(sort_key=9)
-def reap(*, as_json: Json = False) -> int:
-    """Take over what nobody keeps any more.
+def reap(
+    *, until_quiet: Flag = False, dry_run: Flag = False, environment: str | None = None, as_json: Json = False
+) -> int:
+    """Take over what nobody keeps any more, and end what no open record names.
 
-    It goes on under a new keeper, or is released: what its client and its deadline say.
+    What is taken over goes on under a new keeper, or is released: what its client and its deadline say.
 
     Args:
+        until_quiet: Pass after pass, for an hour at most, until what is left lives or is stuck.
+        dry_run: Say what a pass would do; change nothing and start nothing.
+        environment: Only what is in this environment.
         as_json: Print JSON.
     """
     from mlinfra_prefect.cli import reaping
 
-    return reaping.reap(as_json=as_json)
+    return reaping.reap(until_quiet=until_quiet, dry_run=dry_run, environment=environment, as_json=as_json)
+
+
+@app.command(sort_key=9)
+def keeper(*, with_reaper: Flag = False, check: Flag = False) -> int:
+    """Keep the leases of this home, as a service that runs until it is told to end.
+
+    Flows whose environment says keeper_place = "service", or that run with MLINFRA_KEEPER_PLACE=service, only ask.
+
+    Args:
+        with_reaper: Also reap every minute; it is no independent line then, because it ends with the keeper.
+        check: Start nothing; end with 0 where a service keeps this home and moves, else with 1.
+    """
+    from mlinfra_prefect.cli import keeping
+
+    return keeping.keep(with_reaper=with_reaper, check=check)
 
 
 @app.command(sort_key=10)
-def endpoints(*, everything: All = False, repair: Flag = False, as_json: Json = False) -> int:
+def endpoints(*, everything: All = False, repair: Flag = False, token: str | None = None, as_json: Json = False) -> int:
     """List the endpoints with the shares that are served now.
 
     Args:
         everything: Also those that are released, and versions that are gone.
         repair: Bring back the routers and servers that should answer and do not.
+        token: Print the token that clients of this endpoint must show (name or id), and nothing else.
         as_json: Print JSON.
     """
     from mlinfra_prefect.cli import listing
 
+    if token is not None:
+        from mlinfra_prefect.cli import rolling
+
+        return rolling.token(token)
     if repair:
         from mlinfra_prefect.cli import rolling
 
@@ -291,6 +316,37 @@ def doctor(*, as_json: Json = False) -> int:
     from mlinfra_prefect.cli import doctor as examining
 
     return examining.doctor(as_json=as_json)
+
+
+@app.command(sort_key=12)
+def chaos(
+    *,
+    list_rows: Annotated[Flag, Parameter(name="--list")] = False,
+    runs: int = 20,
+    seed: int = 1,
+    rows: str = "",
+    jobs: int = 1,
+    json_file: Annotated[str | None, Parameter(name="--json")] = None,
+    report: str | None = None,
+) -> int:
+    """Kill everything at every moment, and count what leaks.
+
+    Each run has a fresh temporary home of its own; yours is not touched. Ends with 1 when anything leaked.
+
+    Args:
+        list_rows: Show the rows and the kill points, and run nothing.
+        runs: How many faults are to reach their victims.
+        seed: Decides rows, moments and victims; the same seed decides the same.
+        rows: Only these, separated by commas.
+        jobs: How many runs at a time.
+        json_file: Write every run and the figures of each row into this file.
+        report: Write the figures as a page in Markdown into this file.
+    """
+    from mlinfra_prefect.cli import breaking
+
+    return breaking.chaos(
+        list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file, report=report
+    )
 
 
 @app.command(sort_key=20)

@@ -14,6 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from mlinfra_prefect.cli.attention import replace_lost_keeper
+from mlinfra_prefect.cli.prefect_api import prefect_api
 from mlinfra_prefect.errors import MlinfraError
 from mlinfra_prefect.keeper.desk import has_work, watcher_identity
 from mlinfra_prefect.keeper.place import place_of
@@ -21,6 +22,7 @@ from mlinfra_prefect.ledger import SqliteLedger
 from mlinfra_prefect.ledger.mounts import refuse_network_file_system
 from mlinfra_prefect.lifecycle.config import load_config
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.ledger_place import ledger_address
 from mlinfra_prefect.local.platform import gpus
 from mlinfra_prefect.model.home import HOME_VARIABLE, Home
 from mlinfra_prefect.model.lease import State
@@ -48,7 +50,7 @@ def examined() -> list[Check]:
         ("python", _python), ("system", _system), ("packages", _packages), ("home", lambda: _home(home)),
         ("disk", lambda: _disk(home)), ("config", _config), ("terraform", lambda: _engine(home)),
         ("serving", lambda: _serving(home)), ("gpus", _gpus), ("ledger", lambda: _ledger(home)),
-        ("keeper", lambda: _keeper(home)),
+        ("keeper", lambda: _keeper(home)), ("prefect api", _prefect_api),
     ]  # fmt: skip
     found: list[Check] = []
     for name, check in checks:
@@ -158,15 +160,19 @@ def _gpus() -> Iterator[Check]:
 
 
 def _ledger(home: Home) -> Iterator[Check]:
-    refuse_network_file_system(home.ledger)
-    if not home.ledger.exists():
+    context = None if ledger_address(home, os.environ) is None else Context(home)
+    if context is None:
+        refuse_network_file_system(home.ledger)
+    if context is None and not home.ledger.exists():
         yield Check("ledger", "OK", f"{home.ledger} is made with the first lease")
         return
-    ledger = SqliteLedger(home.ledger)
+    ledger = SqliteLedger(home.ledger) if context is None else context.ledger
     try:
         broken = ledger.unreadable()
         stuck = [seen.record.id for seen in ledger.records(states=[State.STUCK])]
-        count = len(ledger.records())
+        # A shared one is asked for what is open only: each released record would cost a call.
+        states = None if context is None else [state for state in State if state is not State.RELEASED]
+        count = len(ledger.records(states=states))
         identity = ledger.ledger_id
     finally:
         ledger.close()
@@ -175,6 +181,11 @@ def _ledger(home: Home) -> Iterator[Check]:
     if stuck:
         yield Check("ledger", "WARN", f"{len(stuck)} stuck: {', '.join(stuck)}", f"mlinfra-prefect show {stuck[0]}")
     yield Check("ledger", "OK", f"{count} record(s) can be read; its id is {identity}")
+
+
+def _prefect_api() -> Iterator[Check]:
+    for status, message, next_step in prefect_api():
+        yield Check("prefect api", status, message, next_step)
 
 
 def _keeper(home: Home) -> Iterator[Check]:

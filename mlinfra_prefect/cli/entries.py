@@ -15,6 +15,7 @@ from mlinfra_prefect.agent.identity import boot, is_alive
 from mlinfra_prefect.ledger.listing import Row
 
 ROUTER_SECONDS = 1.0
+TOKEN = "token"  # noqa: S105 (a file's name, as in `model.endpoint`)
 
 
 class Entry(TypedDict):
@@ -34,10 +35,12 @@ class Entry(TypedDict):
     renewed_until: str | None
     ready_at: str | None
     deadline: str | None
+    keep_until: str | None
     expires_at: str | None
     accelerator: str | None
     version: int | None
     url: str | None
+    auth: str | None
     up: bool | None
     client: dict[str, Any] | None
     keeper: dict[str, Any] | None
@@ -62,10 +65,12 @@ def entry(row: Row) -> Entry:
         renewed_until=_text(values.get("renewed_until")),
         ready_at=_text(values.get("ready_at")),
         deadline=_text(values.get("deadline")),
+        keep_until=_text(values.get("keep_until")),
         expires_at=_text(values.get("expires_at")),
         accelerator=_text(request.get("accelerator")),
         version=values.get("version"),
         url=_text(url),
+        auth=str(_mapping(values.get("serving")).get("auth") or "none") if row.kind == "endpoint" else None,
         up=_up(row),
         client=_holder(values.get("client"), "kind"),
         keeper=_holder(values.get("keeper"), "place"),
@@ -91,7 +96,7 @@ def served(row: Row) -> dict[str, Any]:
         }
         for version in row.values.get("versions", ())
     ]
-    first = {"name": kept["name"], "url": kept["url"], "versions": versions}
+    first = {"name": kept["name"], "url": kept["url"], "auth": kept["auth"], "versions": versions}
     rest = ("id", "state", "reason", "environment", "platform", "owner", "created_at", "expires_at")
     return first | {name: kept[name] for name in rest}  # type: ignore[literal-required]
 
@@ -105,7 +110,7 @@ def _served_now(row: Row) -> dict[int, tuple[int, int | None]] | None:
 
     line = http.client.HTTPConnection(url.removeprefix("http://"), timeout=ROUTER_SECONDS)
     try:
-        line.request("GET", "/mlinfra/state")
+        line.request("GET", "/mlinfra/state", headers=_shown(row))
         told = json.load(line.getresponse())
         if told["name"] != row.values.get("name"):
             return None  # a stranger on its port
@@ -114,6 +119,15 @@ def _served_now(row: Row) -> dict[int, tuple[int, int | None]] | None:
         return None
     finally:
         line.close()
+
+
+def _shown(row: Row) -> dict[str, str]:
+    """The header that shows an endpoint's token to its router; none where there is no token."""
+    try:
+        place = Path(str(row.values["attempts"][-1]["node_dir"])).parent.parent
+        return {"Authorization": f"Bearer {(place / TOKEN).read_text(encoding='ascii').strip()}"}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
 
 
 def who(owner: Mapping[str, str | None], *, run: bool = True) -> str:

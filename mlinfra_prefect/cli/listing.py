@@ -7,9 +7,9 @@ from typing import Any
 from mlinfra_prefect.cli.attention import replace_lost_keeper
 from mlinfra_prefect.cli.columns import Cell, Table, cell
 from mlinfra_prefect.cli.entries import Entry, entry, served, who
+from mlinfra_prefect.cli.looking import looked, where
 from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.screen import WIDE, age, left, screen, state_cell
-from mlinfra_prefect.ledger.listing import rows
 from mlinfra_prefect.model.home import Home
 
 GONE = frozenset({"retired", "rolled-back"})
@@ -19,12 +19,12 @@ def ps(*, everything: bool = False, as_json: bool = False) -> int:
     """List leases that are not released, and endpoints with their owners."""
     home = Home.from_environment()
     replace_lost_keeper(home)
-    entries = [entry(row) for row in rows(home.ledger, everything=everything)]
+    entries = [entry(row) for row in looked(home, everything=everything)]
     if as_json:
         _dump(entries)
         return DONE
     if not entries:
-        print(f"Nothing is leased and nothing is served in {home.root}.")
+        print(f"Nothing is leased and nothing is served in {where(home)}.")
         return DONE
     _show(entries)
     return DONE
@@ -34,12 +34,12 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
     """List the endpoints with their versions."""
     home = Home.from_environment()
     replace_lost_keeper(home)
-    found = [row for row in rows(home.ledger, everything=everything) if row.kind == "endpoint"]
+    found = [row for row in looked(home, everything=everything) if row.kind == "endpoint"]
     if as_json:
         _dump([served(row) for row in found])
         return DONE
     if not found:
-        print(f"Nothing is served in {home.root}.")
+        print(f"Nothing is served in {where(home)}.")
         return DONE
     out = screen()
     more = ("URL", "EXPIRES IN", "OWNER") if out.width >= WIDE else ()
@@ -58,7 +58,8 @@ def endpoints(*, everything: bool = False, as_json: bool = False) -> int:
                 *(known[name] for name in more),
             )  # fmt: skip
     out.print(shown)
-    addresses = [] if more else _addresses([entry(row) for row in found])
+    kept_entries = [entry(row) for row in found]
+    addresses = [*([] if more else _addresses(kept_entries)), *_unauthenticated(kept_entries)]
     if addresses:
         out.print()
     for line in addresses:
@@ -103,8 +104,12 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
             else:
                 told = "it is down; `mlinfra-prefect endpoints --repair` brings it back"
             notes.append(cell(f"{each['id']} {told}", "red"))
+        elif each["keep_until"] and each["state"] == "ready":
+            until = each["keep_until"][11:19]
+            notes.append(cell(f"{each['id']} its client is gone; kept until {until} UTC, and counted", "yellow"))
         elif not wide:
             notes += _addresses([each])
+    notes += _unauthenticated(entries)
     if any(each["state"] == "stuck" for each in entries):
         notes.append(cell("What is stuck is retried for ever; `mlinfra-prefect show ID` tells what stands in its way."))
     return notes
@@ -119,6 +124,15 @@ def _addresses(entries: list[Entry]) -> list[Cell]:
     ]
 
 
+def _unauthenticated(entries: list[Entry]) -> list[Cell]:
+    """Which endpoints ask for no token: that is to be seen by whoever lists them."""
+    return [
+        cell(f"{each['name']} is unauthenticated: whatever runs on this machine may ask it (auth='none')", "yellow")
+        for each in entries
+        if each["auth"] == "none" and each["state"] != "released"
+    ]
+
+
 def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
     # A rollout ends when its version is retired or its endpoint ends; which version it is tells more.
     heads = (kind.upper(), "STATE", "VERSION" if kind == "rollout" else "ENDS IN")
@@ -126,7 +140,10 @@ def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
     for each in listed:
         third = cell(each["version"])
         if kind != "rollout":
-            ends = left(each["deadline"] or each["expires_at"], never="never" if kind == "endpoint" else "")
+            ends = left(
+                each["keep_until"] or each["deadline"] or each["expires_at"],
+                never="never" if kind == "endpoint" else "",
+            )
             third = cell("") if each["state"] == "released" else ends
         known = {
             "ENV": cell(each["environment"]), "ON": cell(each["accelerator"]), "URL": cell(each["url"]),

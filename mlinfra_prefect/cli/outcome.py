@@ -17,6 +17,8 @@ FAILED = 1
 WRONG_INPUT = 2
 STUCK = 3
 NO_CAPACITY = 4
+HOME_TAKEN = 5
+"""Another keeper service keeps this home (`keeper.watch.TAKEN`)."""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 """128 + SIGPIPE: what every program gives whose reader left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mlinfra_prefect.cli.screen import Facts, clock, span
-from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Receipt
+from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Receipt, Search
 
 
 def receipt_facts(receipt: Receipt) -> Facts:
@@ -16,9 +16,7 @@ def receipt_facts(receipt: Receipt) -> Facts:
     gone = set(receipt.created) <= set(receipt.destroyed)
     told.fact("destroyed", "all of it" if gone else _listed(receipt.destroyed), "" if gone else "bold red")
     for search in receipt.searches:
-        found = f"FOUND {_listed(search.found)}" if search.found else "nothing found"
-        ended = f", ended {_listed(search.ended)}" if search.ended else ""
-        told.fact("looked for", f"{search.what} on {search.where}: {found}{ended}")
+        told.fact("looked for", _look(search))
     verdict = "clean: the last two looks found nothing" if receipt.clean else f"NOT clean after {CLEAN_SWEEPS} looks"
     told.fact("verdict", verdict, "green" if receipt.clean else "bold red")
     served = receipt.kind == "endpoint"
@@ -28,6 +26,20 @@ def receipt_facts(receipt: Receipt) -> Facts:
     told.fact("used", f"{use}, {receipt.attempts} attempt{'' if receipt.attempts == 1 else 's'}")
     told.fact("cost", f"{receipt.cost_usd:.2f} USD")
     return told
+
+
+def addenda_facts(since: tuple[Search, ...]) -> Facts:
+    """Return what later passes found of something released, as a table of two columns."""
+    told = Facts()
+    for search in since:
+        told.fact(clock(search.at), _look(search), "" if search.found == search.ended else "bold red")
+    return told
+
+
+def _look(search: Search) -> str:
+    found = f"FOUND {_listed(search.found)}" if search.found else "nothing found"
+    ended = f", ended {_listed(search.ended)}" if search.ended else ""
+    return f"{search.what} on {search.where}: {found}{ended}"
 
 
 def _listed(names: tuple[str, ...]) -> str:

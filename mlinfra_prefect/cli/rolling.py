@@ -1,4 +1,4 @@
-"""``promote``, ``rollback``, ``retire`` and ``endpoints --repair``: serving changes by hand."""
+"""``promote``, ``rollback``, ``retire``, and ``endpoints`` with ``--repair`` or ``--token``: serving by hand."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import getpass
 import json
 import socket
 
-from mlinfra_prefect.cli.opening import opened
+from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE, FAILED
 from mlinfra_prefect.cli.screen import screen
+from mlinfra_prefect.errors import InvalidInput, NotFound
 from mlinfra_prefect.keeper import rollouts
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.endpoint import EndpointRecord
@@ -56,6 +57,21 @@ def repair(*, as_json: bool) -> int:
         for each, what in found.items():
             screen().print(f"{each}: {what}")
     return DONE if all(what == "brought back" for what in found.values()) else FAILED
+
+
+def token(name: str) -> int:
+    """Print what clients of an endpoint must show, and nothing else, so that a script can take it."""
+    context = opened()
+    record = meant(context, name)
+    if not isinstance(record, EndpointRecord):
+        raise InvalidInput("--token", f"{name!r} is the id of a {record.kind}, not of an endpoint")
+    if record.serving.auth != "token":
+        raise InvalidInput("--token", f"endpoint {record.name!r} asks for no token (auth='none')")
+    found = context.platform(record.platform).token(record)
+    if found is None:
+        raise NotFound(f"The token of endpoint {record.name!r} is not in this home.", "Is it up? See `endpoints`.")
+    print(found)
+    return DONE
 
 
 def _told(endpoint: EndpointRecord, what: str, *, as_json: bool) -> int:

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.opening import meant, opened
 from mlinfra_prefect.cli.outcome import DONE
-from mlinfra_prefect.cli.receipts import receipt_facts
+from mlinfra_prefect.cli.receipts import addenda_facts, receipt_facts
 from mlinfra_prefect.cli.screen import WIDE, Facts, Screen, clock, screen, span, state_cell
 from mlinfra_prefect.ledger import KeptRecord, Transition
+from mlinfra_prefect.lifecycle import addenda
+from mlinfra_prefect.lifecycle.archiving import is_archived
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord, State
@@ -24,6 +26,7 @@ def show(wanted: str, *, as_json: bool) -> int:
     context = opened()
     record = meant(context, wanted)
     history = context.ledger.history(record.id)
+    since = addenda.of(context.home, record.id)
     if as_json:
         dumped = record.model_dump(mode="json")
         print(json.dumps({
@@ -31,6 +34,7 @@ def show(wanted: str, *, as_json: bool) -> int:
             "attempts": dumped["attempts"],
             "history": [line.model_dump(mode="json") for line in history],
             "receipt": dumped["receipt"],
+            "addenda": [found.model_dump(mode="json") for found in since],
         }, indent=1))  # fmt: skip
         return DONE
     out = screen()
@@ -46,6 +50,11 @@ def show(wanted: str, *, as_json: bool) -> int:
     _section(out, "History", _history(history, wide=out.width >= WIDE))
     if record.receipt is not None:
         _section(out, "Receipt", receipt_facts(record.receipt))
+    if since:
+        _section(out, "Since its release", addenda_facts(since))
+    if record.state is State.RELEASED and is_archived(context.home.record_dir(record.id)):
+        out.print()
+        out.print(cell(f"State and record are kept in {context.home.record_dir(record.id)}.", "dim"))
     return DONE
 
 
@@ -73,6 +82,8 @@ def _summary(out: Screen, record: KeptRecord) -> None:
     told.fact("owner", record.owner)
     told.fact("created", clock(record.created_at))
     told.fact("deadline" if isinstance(record, LeaseRecord) else "expires", clock(record.deadline) or "never")
+    if isinstance(record, LeaseRecord) and record.keep_until is not None:
+        told.fact("kept until", clock(record.keep_until))
     told.fact("client", _client(record))
     keeper = record.keeper
     if keeper is not None and record.state is not State.RELEASED:

@@ -104,6 +104,11 @@ def _subject(record: KeptRecord) -> str:
 
 
 def _show(kind: str, subject: str, about: str, render: Callable[[], str]) -> UUID | None:
+    return harmless(lambda: created(artifact_key(kind, subject), about, render()))
+
+
+def harmless(write: Callable[[], UUID | None]) -> UUID | None:
+    """Have an artifact written inside of a run, in a bounded time; whatever is wrong with it is one warning."""
     if not runs.in_run():
         return None
     made: list[UUID] = []
@@ -111,8 +116,8 @@ def _show(kind: str, subject: str, about: str, render: Callable[[], str]) -> UUI
 
     def create() -> None:
         try:
-            if settings().artifacts_enabled:
-                made.append(_created(artifact_key(kind, subject), about, render()))
+            found = write() if settings().artifacts_enabled else None
+            made.extend([found] if found is not None else [])
         except Exception as problem:  # noqa: BLE001 (a copy for reading must never end a run, whatever is wrong with it)
             problems.append(problem)
 
@@ -130,7 +135,8 @@ def _show(kind: str, subject: str, about: str, render: Callable[[], str]) -> UUI
     return made[0] if made else None
 
 
-def _created(key: str, about: str, markdown: str) -> UUID:
+def created(key: str, about: str, markdown: str) -> UUID:
+    """Create a markdown artifact of the run or task that this is called in; raises what Prefect's client does."""
     place = runs.here()
     task = place.task.task_run if place.task else None
     flow = place.flow.flow_run if place.flow else None

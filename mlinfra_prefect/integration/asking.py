@@ -65,6 +65,8 @@ class Asking(Waiting):
         self.request = request
         self.ticket = ticket
         self.wait = wait
+        # Of the run in which the block stands: a phase of it, which asks in the end, is a shorter run of its own.
+        self.ended = run_end()
 
 
 class Deploying(Waiting):
@@ -93,10 +95,10 @@ def obtain(here: Context, asking: Asking) -> Infra:
     infra = Infra(here, asked.record.id)
     try:
         asking.asked(infra.id)
-        keeper.entrust(here, asked.record, ended=run_end())
+        keeper.entrust(here, asked.record, ended=asking.ended)
         if not runs.is_client(client):
             # A child process of the client: it says nothing about the client, but it replaces a keeper that died.
-            keeper.CLIENT.hold(here, infra.id, lambda: False)
+            keeper.CLIENT.hold(here, asked.record, lambda: False)
         say(f"lease {infra.id}: {'adopted' if asked.adopted else 'asked for'} {asking.request.accelerator}")
         if asking.wait:
             record = keeper.wait_ready(here, infra.id)

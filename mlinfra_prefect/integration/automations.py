@@ -19,9 +19,8 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from mlinfra_prefect.errors import InvalidInput, LeaseLost, MlinfraError, NotYetDestroyed
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.desk import lay
 from mlinfra_prefect.keeper.reap import OPEN, Finding, Pass
-from mlinfra_prefect.keeper.starting import ensure_watcher
+from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, why_gone
 from mlinfra_prefect.lifecycle.context import Context
@@ -127,7 +126,7 @@ def _left_alone(context: Context, record: KeptRecord) -> str | None:
         return "it serves on after the run that made it"
     if record.client.kind == "none" or process is None:
         return "it has no client, by design"
-    if why_gone(record) is not None or record.client.lost_at is not None:
+    if why_gone(record, context.ledger.now()) is not None or record.client.lost_at is not None:
         return None
     if is_here(process):
         return f"its client, pid {process.pid}, is alive"
@@ -141,8 +140,7 @@ def _taken(context: Context, record: KeptRecord) -> KeptRecord:
     except LeaseLost:  # its keeper was quicker
         record = context.record(record.id)
     if record.state is not State.RELEASED:
-        lay(context, record)
-        ensure_watcher(context, record.id)
+        have_kept(context, record)
     return record
 
 

@@ -118,10 +118,10 @@ class MlinfraEnvironment(Block):
         description="Inputs must lie under one of these directories; empty: anywhere readable.",
         examples=[["/data"]],
     )
-    keeper_place: Literal["detected", "process", "foreground"] = Field(
+    keeper_place: Literal["detected", "process", "foreground", "service"] = Field(
         default="detected",
         title="Keeper's place",
-        description="Where what owns the leases lives: a process of its own, or the flow's (in containers).",
+        description="Where what owns the leases lives: a process of its own, the flow's (in containers), or a service.",
     )
     if AwsCredentials is not None:
         aws_credentials: AwsCredentials | Null = Field(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NotFound
@@ -41,10 +41,12 @@ class Canary:
     current_url: str | None
     """Of the current version's own server; None: nothing serves yet."""
     current_model: ModelArtifact | None
+    token: str | None = field(default=None, repr=False)
+    """What the servers ask for; None: nothing."""
 
     def predict(self, data: Any, *, timeout: float = 30.0) -> list[Any]:
         """Ask the candidate for predictions of one batch; returns the first output's values."""
-        return client.infer(self.url, self.name, _rows(data), timeout=timeout)
+        return client.infer(self.url, self.name, _rows(data), timeout=timeout, token=self.token)
 
     def predict_current(self, data: Any, *, timeout: float = 30.0) -> list[Any]:
         """The same of the current version.
@@ -54,7 +56,7 @@ class Canary:
         """
         if self.current_url is None:
             raise EndpointNotReady(f"Endpoint {self.name!r} serves no version to compare with.")
-        return client.infer(self.current_url, self.name, _rows(data), timeout=timeout)
+        return client.infer(self.current_url, self.name, _rows(data), timeout=timeout, token=self.token)
 
 
 def as_probe(probe: ProbeLike) -> tuple[ProbeRequest, Judge | None]:
@@ -107,6 +109,7 @@ def canary_of(here: Context, endpoint: EndpointRecord, rollout: RolloutRecord, s
         model=rollout.artifact,
         current_url=None if current is None else current.urls[0],
         current_model=None if current is None else current.artifact,
+        token=here.platform(endpoint.platform).token(rollout),
     )
 
 

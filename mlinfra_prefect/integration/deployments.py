@@ -8,6 +8,7 @@ the module for a file, and copies the worker's directory first.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,7 @@ from prefect.flows import load_flow_from_entrypoint
 from prefect.schedules import Cron
 from prefect.settings import get_current_settings
 from prefect.types.entrypoint import EntrypointType
+from prefect.workers.process import ProcessWorker
 from pydantic import Field
 
 from mlinfra_prefect.errors import InvalidInput, TemporaryError
@@ -33,6 +35,8 @@ from mlinfra_prefect.model.record import Record
 from mlinfra_prefect.version import __version__
 
 POOL_TYPE = "process"
+OPEN_VARIABLES = ("command", "env", "working_dir")
+"""Variables of a process pool's jobs with which a run's parameters become a program: also by what is imported first."""
 TAG = "mlinfra-prefect"
 DATASET_UPDATED = "mlinfra-prefect.dataset.updated"
 DRIFT_DETECTED = "mlinfra-prefect.drift.detected"
@@ -199,9 +203,23 @@ def _have_pool(server: SyncPrefectClient, pool: str, *, create: bool) -> bool:
                 "pool", f"there is no work pool {pool!r}",
                 f"Make it with `prefect work-pool create --type {POOL_TYPE} {pool}`, or add --create-pool.",
             ) from None  # fmt: skip
-        server.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE))
+        server.create_work_pool(WorkPoolCreate(name=pool, type=POOL_TYPE, base_job_template=locked_template()))
         return True
     return False
+
+
+def locked_template() -> dict[str, Any]:
+    """Return the base job template of the pools that we make: Prefect's own, without what runs other programs.
+
+    Whoever may start a run may set the variables of its job: with Prefect's template that is any command, in any
+    environment and directory, as the worker's user. Here the server refuses every variable that is not listed.
+    """
+    template = copy.deepcopy(ProcessWorker.get_default_base_job_template())
+    for name in OPEN_VARIABLES:
+        template["job_configuration"].pop(name, None)
+        template["variables"]["properties"].pop(name, None)
+    template["variables"]["additionalProperties"] = False
+    return template
 
 
 def deployment_of(each: Shipped, pool: str, timezone: str, *, paused: bool = False) -> RunnerDeployment:

@@ -49,6 +49,23 @@ class Endpoint:
             raise EndpointNotReady(f"Endpoint {self.name!r} has no version yet.")
         return current.artifact
 
+    @property
+    def token(self) -> str | None:
+        """What a client must show (``Authorization: Bearer TOKEN``); None: it was deployed with ``auth="none"``.
+
+        It stays for as long as the endpoint does. It is a secret: keep it out of logs and parameters.
+
+        Raises:
+            EndpointNotReady: it is not up on this host, or is gone.
+        """
+        record = self.record
+        found = self._context.platform(record.platform).token(record)
+        if found is None and record.serving.auth == "token":
+            raise EndpointNotReady(
+                f"The token of endpoint {self.name!r} is not here.", "See where it is: mlinfra-prefect endpoints."
+            )
+        return found
+
     def ready(self) -> bool:
         """Whether it answers ``GET /v2/health/ready``."""
         return client.ready(self.url)
@@ -56,11 +73,13 @@ class Endpoint:
     def predict(self, data: Any, *, timeout: float = 30.0) -> list[Any]:
         """Ask for predictions of one batch (nested lists or an array); returns the first output's values.
 
+        It shows the endpoint's token.
+
         Raises:
             EndpointNotReady: it does not answer.
         """
         rows = data.tolist() if hasattr(data, "tolist") else data
-        return client.infer(self.url, self.name, rows, timeout=timeout)
+        return client.infer(self.url, self.name, rows, timeout=timeout, token=self.token)
 
     def release(self, *, timeout: float = 900.0) -> Receipt:
         """Give it back and return the receipt; a safe no-op when it is gone."""

@@ -114,7 +114,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
             raise
 
     def _begin(self) -> Asking:
-        runs.refuse_elsewhere()
+        runs.refuse_elsewhere(block=True)
         if self._asking is not None:
             raise UnsupportedHere("This lease(...) is in use already; make a new one for each block.")
         self._asking = Asking(self._request, ticket(self._request.name, self._key), wait=self._wait)
@@ -161,7 +161,7 @@ class lease:  # noqa: N801 (it is used as a verb: `with lease(...)`)
         with suppress(MlinfraError):
             keeper.release(here, infra.id, reason=why)
         dying = error is not None and not isinstance(error, Exception)
-        if dying and place_of(here, self._request.environment) == "process":
+        if dying and place_of(here, self._request.environment) != "foreground":
             return
         try:
             self.receipt = keeper.wait_released(here, infra.id) if dying else phase.phase(phases.release, infra)

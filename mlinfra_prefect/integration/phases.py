@@ -179,5 +179,5 @@ def attach(lease_id: str) -> Infra:
     mine = run is not None and record.owner.flow_run_id == run and runs.is_client(record.client)
     if mine and record.id not in keeper.CLIENT.held():
         # It was asked for in a child process of this one, and the child's handle came here: it goes with this run.
-        keeper.CLIENT.hold(here, record.id, run_end())
+        keeper.CLIENT.hold(here, record, run_end())
     return Infra(here, record.id)

@@ -13,8 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.objects import FlowRun, State
-from prefect.context import FlowRunContext, SettingsContext, get_settings_context
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.context import FlowRunContext, SettingsContext, TaskRunContext, get_settings_context
+
+from mlinfra_prefect.integration.runs import in_task_worker
 
 ASK_SECONDS = 5.0
 """How often the server is asked about a run that may be tried again."""
@@ -22,7 +24,9 @@ ASK_SECONDS = 5.0
 
 def run_end() -> Callable[[], bool]:
     """Return a function that tells whether the run that asks now has ended. It returns at once and never raises."""
-    flow = FlowRunContext.get()
+    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    if task is not None and in_task_worker():
+        return RunEnd(task.task_run, asks=False)
     if flow is None or flow.detached or flow.flow_run is None:
         return lambda: False
     retries = flow.flow_run.empirical_policy.retries or (flow.flow.retries if flow.flow else 0)
@@ -30,9 +34,9 @@ def run_end() -> Callable[[], bool]:
 
 
 class RunEnd:
-    """Looks at one flow run until it is over."""
+    """Looks at one run until it is over: a flow's, or in a task worker a task's."""
 
-    def __init__(self, run: FlowRun, *, asks: bool) -> None:
+    def __init__(self, run: FlowRun | TaskRun, *, asks: bool) -> None:
         self._run = run
         self._asks = asks
         self._over = False

@@ -1,8 +1,9 @@
 """What Prefect knows that a lease must know: which run this is, and whose process it lives in.
 
 The client of a lease is the process that runs the *flow*. A task may run in a child process of it (then the parent is
-the client). Where a task runs on another host, or in a worker that serves many runs, nobody on this host could prove
-the flow dead, so that is refused.
+the client). In a task worker, which serves many runs, the client is the task's run: it beats, and its end is the
+client's end; so a block may lease there, and a bare `provision`, which nothing would end with the run, is refused.
+Where a task of a flow runs on another host nobody there could prove the flow dead, so that is refused.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mlinfra_prefect.model.process import Owner
 
 _ELSEWHERE = (
     "{where} runs tasks where nobody can prove that the flow is dead, so a lease taken there could leak.",
-    "Take the lease in the flow, or use a thread or process task runner; task workers, Dask and Ray come later.",
+    "Take the lease in the flow, or use a thread or process task runner; in a task worker, use lease(...) or @gpu.",
 )
 
 
@@ -76,9 +77,11 @@ def client() -> Client:
     """The client of a lease asked for here.
 
     Raises:
-        UnsupportedHere: this is a task worker, Dask or Ray.
+        UnsupportedHere: this is Dask, Ray or another place on which nothing is known of the flow.
     """
-    refuse_elsewhere()
+    refuse_elsewhere(block=True)
+    if in_task_worker():
+        return Client(kind="flow_run", process=identify())
     flow = FlowRunContext.get()
     parent = multiprocessing.parent_process()
     if flow is not None and flow.detached and parent is not None and parent.pid:
@@ -92,24 +95,33 @@ def is_client(client_of: Client) -> bool:
     return process is not None and process.pid == os.getpid() and process == identify()
 
 
-def refuse_elsewhere(what: str = "a lease") -> None:
-    """Refuse the places where a lease could leak until clients are seen through the ledger, and a node.
+def in_task_worker() -> bool:
+    """Whether this code runs in a background task (``.delay()``), in the worker that picked it up."""
+    return FlowRunContext.get() is None and TaskRunContext.get() is not None and _is_task_worker()
+
+
+def refuse_elsewhere(what: str = "a lease", *, block: bool = False) -> None:
+    """Refuse the places where a lease could leak, and a node.
+
+    Args:
+        what: is asked for.
+        block: it is given back by the block that it is for, which ends with the run: good in a task worker.
 
     Raises:
         MissingGuard: a node, or the check before provisioning, is importing the user's module.
-        UnsupportedHere: this is a node, a task worker, Dask or Ray.
+        UnsupportedHere: this is a node, Dask or Ray, or a task worker without a block.
     """
     forbid_while_importing(what)
     if on_node():
         raise UnsupportedHere(f"A training on a node asked for {what}.", "Ask for it in the flow.")
-    flow, task = FlowRunContext.get(), TaskRunContext.get()
+    flow = FlowRunContext.get()
     if flow is not None and flow.detached:
         if _is_dask():
             raise UnsupportedHere(_ELSEWHERE[0].format(where="Dask"), _ELSEWHERE[1])
         if multiprocessing.parent_process() is None:
-            name = "Ray" if "ray" in sys.modules else "A task worker, or this task runner,"
+            name = "Ray" if "ray" in sys.modules else "This task runner"
             raise UnsupportedHere(_ELSEWHERE[0].format(where=name), _ELSEWHERE[1])
-    if flow is None and task is not None and _is_task_worker():
+    if not block and in_task_worker():
         raise UnsupportedHere(_ELSEWHERE[0].format(where="A task worker"), _ELSEWHERE[1])
 
 

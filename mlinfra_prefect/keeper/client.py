@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 from mlinfra_prefect import errors
 from mlinfra_prefect.errors import (
@@ -15,9 +16,10 @@ from mlinfra_prefect.errors import (
     NotYetDestroyed,
     OperationTimedOut,
 )
-from mlinfra_prefect.keeper.desk import lay, take_off, watcher_alive
+from mlinfra_prefect.keeper.desk import take_off, watcher_alive
 from mlinfra_prefect.keeper.holding import CLIENT
-from mlinfra_prefect.keeper.starting import ensure_watcher
+from mlinfra_prefect.keeper.starting import have_kept
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -30,6 +32,8 @@ LOOK_SECONDS = 0.25
 POLL_SECONDS = ((3.0, 0.01), (30.0, 0.05), (float("inf"), 0.25))
 """Between two looks at the ledger: quick at first, because most waits are short."""
 TRIES = 3
+CLAIM_SECONDS = 30.0
+"""How long a keeper service may take to claim a record, or to take one over whose keeper stopped renewing it."""
 
 __all__ = ["CLIENT", "announce", "entrust", "looks", "release", "wait_ready", "wait_released", "why", "withdraw"]
 
@@ -43,8 +47,7 @@ def announce(context: Context, record: KeptRecord) -> None:
         KeeperUnavailable: no keeper could be started; nothing was written.
     """
     if context.ledger.read(record.id) is None:
-        lay(context, record, asked_here=True)
-        ensure_watcher(context)
+        have_kept(context, record, asked_here=True)
 
 
 def withdraw(context: Context, record: KeptRecord) -> None:
@@ -61,15 +64,15 @@ def entrust(context: Context, record: KeptRecord, *, ended: Callable[[], bool] =
             keeper, which any verb starts, finishes it.
     """
     try:
-        lay(context, record, asked_here=True)
-        ensure_watcher(context)
+        have_kept(context, record, asked_here=True)
     except KeeperUnavailable as error:
         with contextlib.suppress(MlinfraError):
             begin_release(context, record.id, reason=str(error), drain=False, error=type(error).__name__)
         raise
+    killpoint("after-entrust", context.home.root)
     process = record.client.process
     if process is not None and process == identify():
-        CLIENT.hold(context, record.id, ended)
+        CLIENT.hold(context, record, ended)
 
 
 def wait_ready(context: Context, record_id: str, *, timeout: float | None = None) -> KeptRecord:
@@ -107,9 +110,9 @@ def release(context: Context, record_id: str, *, reason: str, drain: bool = True
         KeeperUnavailable: it is marked, and no keeper could be started; the next one does it.
     """
     record = begin_release(context, context.record(record_id).id, reason=reason, drain=drain)
+    killpoint("after-release-mark", context.home.root)
     if record.state is not State.RELEASED:
-        lay(context, record)
-        ensure_watcher(context, record.id)
+        have_kept(context, record)
     CLIENT.let_go(record.id)
     return record
 
@@ -133,7 +136,11 @@ def wait_released(context: Context, record_id: str, *, timeout: float | None = N
 
 
 def looks(context: Context, record_id: str, timeout: float | None = None) -> Iterator[KeptRecord]:
-    """Yield a record again and again, for `timeout` seconds (None: for ever), and see that somebody keeps it."""
+    """Yield a record again and again, for `timeout` seconds (None: for ever), and see that somebody keeps it.
+
+    Raises:
+        KeeperUnavailable: there is no keeper, and none can be started, or no service has claimed it in time.
+    """
     began = time.monotonic()
     next_look, failures = began + LOOK_SECONDS, 0
     while True:
@@ -145,12 +152,36 @@ def looks(context: Context, record_id: str, timeout: float | None = None) -> Ite
         if now >= next_look:
             next_look = now + LOOK_SECONDS
             try:
-                if not watcher_alive(context.home):
-                    lay(context, context.record(record_id))
-                    ensure_watcher(context, record_id)
+                if record.keeper_place == "service":
+                    _expect_service(context, record_id, now - began)
+                elif not watcher_alive(context.home):
+                    have_kept(context, context.record(record_id))
                 failures = 0
             except KeeperUnavailable:
                 failures += 1
-                if failures == TRIES:
+                if failures == TRIES or record.keeper_place == "service":
                     raise
         time.sleep(next(pause for until, pause in POLL_SECONDS if now - began < until))
+
+
+def _expect_service(context: Context, record_id: str, waited: float) -> None:
+    """See that a keeper service has a record, or has it again soon; `waited` is how long somebody waits here.
+
+    Raises:
+        KeeperUnavailable: it was not claimed in time, so nothing was created, and it is releasing; or its service is
+            gone and no other one took it over.
+    """
+    record, now = context.record(record_id), context.ledger.now()
+    limit = timedelta(seconds=CLAIM_SECONDS)
+    remedy = "Run `mlinfra-prefect keeper` on this ledger; it finishes what is left."
+    if record.keeper is None and waited > CLAIM_SECONDS and now - record.created_at > limit:
+        why = f"no keeper service claimed it within {CLAIM_SECONDS:.0f} seconds"
+        if record.live:
+            record = begin_release(context, record_id, reason=why, drain=False, error=KeeperUnavailable.__name__)
+        if record.keeper is None:
+            raise KeeperUnavailable(f"{record_id}: {why}; nothing was created.", remedy)
+    if record.live and record.keeper is not None and now - record.renewed_until > limit:
+        host = record.keeper.process.host
+        raise KeeperUnavailable(
+            f"{record_id}: its keeper service on {host} stopped renewing it and no other took it over.", remedy
+        )

@@ -10,18 +10,21 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect import killpoints
 from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.keeper.place import place_of
 from mlinfra_prefect.keeper.watch import is_held
-from mlinfra_prefect.lifecycle.clients import why_gone
+from mlinfra_prefect.lifecycle.clients import silent_from, why_gone
 from mlinfra_prefect.lifecycle.context import ENGINE_VARIABLE, LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.releasing import UPLOAD_SECONDS
+from mlinfra_prefect.lifecycle.whose_host import on_another_host
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.home import CACHE_VARIABLE, Home
 from mlinfra_prefect.model.lease import AttemptState, LeaseRecord, State
+from mlinfra_prefect.model.ledger_address import LEDGER_VARIABLE
 from mlinfra_prefect.model.marks import marks
 
 DRAIN_LEAD_SECONDS = 300.0
@@ -29,12 +32,12 @@ DRAIN_LEAD_SECONDS = 300.0
 of the lease's life."""
 LOOK_SECONDS = 15.0
 """How often an operation looks for a client that the watcher cannot see: one in another PID namespace."""
-PASSED_ON = ("MLINFRA_CONFIG", ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
+PASSED_ON = ("MLINFRA_CONFIG", LEDGER_VARIABLE, ENGINE_VARIABLE, CACHE_VARIABLE, "PATH")
 """What an operation takes from whoever asked for its record, and not from whoever happened to start the watcher."""
 
 __all__ = [
-    "card_of", "drain_at", "fifo_of", "has_work", "is_provably_dead", "laid", "lay", "place_of", "take_off", "wake",
-    "watcher_alive", "watcher_identity",
+    "card_of", "drain_at", "fifo_of", "has_work", "is_provably_dead", "laid", "lay", "place_of", "service_here",
+    "take_off", "wake", "watcher_alive", "watcher_identity", "why_over",
 ]  # fmt: skip
 
 
@@ -68,6 +71,19 @@ def due_at(record: KeptRecord) -> float | None:
     return due if record.keep_until is None else min(due, record.keep_until.timestamp())
 
 
+def why_over(record: LeaseRecord | EndpointRecord, now: float) -> str | None:
+    """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
+    if isinstance(record, EndpointRecord):
+        if record.current is None and now >= empty_until(record):
+            return "it got no version in time"
+        return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
+    if now >= drain_at(record):
+        return "its hard deadline is near"
+    return (
+        "its keep minutes are over" if record.keep_until is not None and now >= record.keep_until.timestamp() else None
+    )
+
+
 def stands(record: EndpointRecord | RolloutRecord) -> bool:
     """Whether what is served stands by itself, as far as its own record knows: no client is watched for it. Pure."""
     return record.live and (record.current if isinstance(record, EndpointRecord) else record.promoted_at) is not None
@@ -82,10 +98,15 @@ def card_of(record: KeptRecord, home: Home) -> Card | None:
     served = isinstance(record, EndpointRecord | RolloutRecord) and stands(record)
     has_client = process is not None and record.client.ended_at is None and record.client.lost_at is None
     watched = process if has_client and record.live and not served else None
+    silent = silent_from(record) if watched is not None else None
+    if silent is not None:
+        due = min(due, silent.timestamp())
     if watched is not None and not is_here(watched):
-        if why_gone(record) is None:
+        if silent is None and why_gone(record) is None:
             due = min(due, time.time() + LOOK_SECONDS)
         watched = None
+    if record.live and not served and record.client.ended_at is not None and record.client.lost_at is None:
+        due = min(due, record.client.ended_at.timestamp())
     attempt = record.attempt
     number = 1 if attempt is None else attempt.number + (record.live and attempt.state is AttemptState.RELEASED)
     left = [each for each in record.attempts if each.state is not AttemptState.RELEASED]
@@ -119,6 +140,8 @@ def path_of(home: Home, record_id: str) -> Path:
 def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> None:
     """Put a record's card on the desk, or take it off when there is nothing to watch. Idempotent.
 
+    What another host must answer for (`whose_host`) is left to that host's desk.
+
     Args:
         context: where.
         record: as it stands in the ledger.
@@ -128,7 +151,7 @@ def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> No
         KeeperUnavailable: the desk cannot be written.
     """
     home = context.home
-    card = card_of(record, home)
+    card = None if on_another_host(context, record) else card_of(record, home)
     if card is None:
         take_off(home, record.id)
         return
@@ -136,7 +159,9 @@ def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> No
     passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     if context.config.source is not None:
         passed.setdefault("MLINFRA_CONFIG", str(context.config.source))
-    env = {**passed, **{name: value for name, value in before.items() if name in PASSED_ON}, **card.env}
+    passed |= killpoints.passed_on(home.root)
+    kept = {name: value for name, value in before.items() if name in (*PASSED_ON, killpoints.VARIABLE)}
+    env = {**passed, **kept, **card.env}
     try:
         if card.client_fifo:
             with contextlib.suppress(FileExistsError):
@@ -172,6 +197,15 @@ def watcher_identity(home: Home) -> tuple[int, str] | None:
         told = json.loads((home.keeper / "watch.json").read_bytes())
         return int(told["pid"]), str(told["start_time"])
     return None
+
+
+def service_here(home: Home) -> bool:
+    """Whether a keeper service holds the desk of this home."""
+    if not watcher_alive(home):
+        return False
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return bool(json.loads((home.keeper / "watch.json").read_bytes())["place"] == "service")
+    return False
 
 
 def has_work(home: Home) -> bool:

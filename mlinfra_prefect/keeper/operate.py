@@ -17,21 +17,24 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError
-from mlinfra_prefect.keeper.desk import drain_at, empty_until, laid, lay, take_off, wake
-from mlinfra_prefect.keeper.overdue import end_overdue_terraform
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError, TrainingStopped
+from mlinfra_prefect.keeper.desk import laid, lay, take_off, wake, why_over
+from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation, end_overdue_terraform
 from mlinfra_prefect.keeper.watch import BUSY
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
-from mlinfra_prefect.lifecycle.clients import look_at_client
+from mlinfra_prefect.lifecycle.belonging import why_foreign
+from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
+from mlinfra_prefect.lifecycle.progress import why_hung
 from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
 from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
 from mlinfra_prefect.lifecycle.rolling import advance
 from mlinfra_prefect.lifecycle.versions import enter
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
-from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
+from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
@@ -48,10 +51,16 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         return _announced(context, record_id)
     context.tell = lambda record: _tell(context, record, record_id)
     record = seen.record
+    foreign = why_foreign(context, record)
+    if foreign is not None:
+        sys.stderr.write(f"{record_id}: {foreign}\n")
+        take_off(context.home, record_id)
+        return 0
     try:
-        if not _take_operation_lock(context, record_id) or not end_overdue_terraform(context, record):
+        if not _take_operation_lock(context, record) or not end_overdue_terraform(context, record):
             return BUSY
         record = _take(context, record, keeper)
+        killpoint("after-take", context.home.root)
         _go_on(context, record)
     except LeaseLost as lost:  # somebody else keeps it now: what stands in the ledger is theirs
         sys.stderr.write(f"{record_id}: {lost}\n")
@@ -64,10 +73,21 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         _account_for(context, record, error)
         return FAILED
     finally:
+        killpoint("before-card", context.home.root)
         after = context.ledger.read(record_id)
-        if after is not None:
+        if after is not None and _kept_elsewhere(context, after.record, keeper):
+            take_off(context.home, record_id)  # another keeper of a shared ledger has it: nothing to watch here
+        elif after is not None:
             lay(context, after.record)
     return 0
+
+
+def _kept_elsewhere(context: Context, record: KeptRecord, keeper: Keeper) -> bool:
+    """Whether another keeper has a record that is alive, or may be."""
+    other = record.keeper
+    if other is None or other == keeper or is_provably_dead(other.process):
+        return False
+    return is_here(other.process) or record.renewed_until >= context.ledger.now()
 
 
 def _tell(context: Context, record: KeptRecord, own: str) -> None:
@@ -100,10 +120,16 @@ def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
         lay(context, seen.record)  # its card may still say otherwise
         return
     now = context.ledger.now()
-    revise(
+    if why_gone(seen.record, now) is not None:  # renewal means that the client lives (rule R4)
+        lay(context, seen.record)
+        wake(context.home, record_id)
+        return
+    record = revise(
         context.ledger, record_id, lambda found: renewed(found, now, TTL_SECONDS),
         actor=context.actor, reason="renewed", generation=seen.record.generation,
     )  # fmt: skip
+    if record.client.heartbeat_at is not None:
+        lay(context, record)  # the moment from which its silence would count has moved
 
 
 def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
@@ -116,6 +142,11 @@ def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
         why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
         error = NodeLost.__name__
         lay(context, begin_release(context, record.id, reason=why, error=error, generation=record.generation))
+        return
+    hung = why_hung(platform.node(attempt), record.jobs, time.time()) if isinstance(record, LeaseRecord) else None
+    if hung is not None:  # renewal means that it works, too (rule R4); the release begins with its drain
+        error = TrainingStopped.__name__
+        lay(context, begin_release(context, record.id, reason=hung, error=error, generation=record.generation))
 
 
 def _announced(context: Context, record_id: str) -> int:
@@ -134,15 +165,18 @@ def _announced(context: Context, record_id: str) -> int:
     return 0
 
 
-def _take_operation_lock(context: Context, record_id: str) -> bool:
-    place = context.home.record_dir(record_id)
+def _take_operation_lock(context: Context, record: KeptRecord) -> bool:
+    place = context.home.record_dir(record.id)
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(place / "operation.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    path = place / OPERATION_LOCK
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
+        end_overdue_operation(context, record)
         return False
+    os.utime(descriptor)  # since when: whoever waits for a hung one must know
     return True  # held until this process ends
 
 
@@ -187,24 +221,11 @@ def _advance(context: Context, record: KeptRecord) -> KeptRecord:
         return record if record.retry_at is not None and now < record.retry_at else release_pass(context, record)
     if isinstance(record, RolloutRecord):
         return advance(context, record)
-    over = _why_over(record, now.timestamp())
+    over = why_over(record, now.timestamp())
     if over is None:
         return record
     return begin_release(
         context, record.id, reason=over, drain=isinstance(record, LeaseRecord), generation=record.generation
-    )
-
-
-def _why_over(record: LeaseRecord | EndpointRecord, now: float) -> str | None:
-    """Why the time of a ready record is over at `now` (epoch seconds); None: it is not. Pure."""
-    if isinstance(record, EndpointRecord):
-        if record.current is None and now >= empty_until(record):
-            return "it got no version in time"
-        return "it expired" if record.expires_at is not None and now >= record.expires_at.timestamp() else None
-    if now >= drain_at(record):
-        return "its hard deadline is near"
-    return (
-        "its keep minutes are over" if record.keep_until is not None and now >= record.keep_until.timestamp() else None
     )
 
 
@@ -226,11 +247,12 @@ def main() -> NoReturn:
     parser = argparse.ArgumentParser()
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--watcher", required=True, help="PID:START")
-    parser.add_argument("--place", choices=("process", "foreground"), required=True)
+    parser.add_argument("--place", choices=("process", "foreground", "service"), required=True)
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("step").add_argument("id")
     verbs.add_parser("renew").add_argument("ids", nargs="+")
     verbs.add_parser("pass")
+    verbs.add_parser("lookout")
     arguments = parser.parse_args()
     pid, _, started = arguments.watcher.partition(":")
     process = ProcessIdentity(host=socket.gethostname(), boot=boot_id(), pid=int(pid), start_time=started)
@@ -241,6 +263,11 @@ def main() -> NoReturn:
             code = step(context, arguments.id, keeper)
         elif arguments.verb == "renew":
             code = renew(context, arguments.ids, keeper)
+        elif arguments.verb == "lookout":
+            from mlinfra_prefect.keeper.lookout import keep_looking
+
+            keep_looking(context, keeper)
+            code = 0
         else:
             from mlinfra_prefect.keeper.reap import reap
 

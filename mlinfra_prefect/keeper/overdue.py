@@ -6,13 +6,18 @@ Its starter would have done that. Before the deadline nobody signals it: a cance
 from __future__ import annotations
 
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
+from mlinfra_prefect.keeper.watch import OPERATION_SECONDS, OVERDUE_SECONDS
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.releasing import terraform_runs
 from mlinfra_prefect.local.process import carriers, end, holders
 
+OPERATION_LOCK = "operation.lock"
+"""In a record's directory: held by its operation, touched when that began."""
 GRACE_SECONDS = 10.0
 """Between SIGINT and SIGKILL: time for Terraform to write its state."""
 
@@ -32,3 +37,17 @@ def end_overdue_terraform(context: Context, record: KeptRecord) -> bool:
         ours = holders(carriers(record.ledger_id, record.id), place / LOCK_NAME)
         end(ours, grace_seconds=GRACE_SECONDS, first=signal.SIGINT)
     return not terraform_runs(record)
+
+
+def end_overdue_operation(context: Context, record: KeptRecord) -> None:
+    """End an operation that hangs, and that no watcher ends because its own is dead: it blocks its record for ever.
+
+    Before its deadline it is respected. It is killed alone, never what it started: its Terraform goes on, and has a
+    deadline of its own.
+    """
+    path = context.home.record_dir(record.id) / OPERATION_LOCK
+    deadlines = [each.operation_deadline.timestamp() for each in record.attempts if each.operation_deadline]
+    with suppress(OSError):
+        until = max(path.stat().st_mtime + OPERATION_SECONDS, *(each + OVERDUE_SECONDS for each in deadlines), 0.0)
+        if time.time() > until:
+            end(holders(carriers(record.ledger_id, record.id), path), grace_seconds=GRACE_SECONDS, first=signal.SIGKILL)

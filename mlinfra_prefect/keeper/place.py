@@ -1,7 +1,7 @@
-"""Where the keeper lives: `process` on a host, `foreground` inside a container or PID namespace.
+"""Where the keeper lives: `process` on a host, `foreground` inside a container or PID namespace, `service` by choice.
 
 A detached child of a container dies with PID 1, also on success (RELIABILITY 21). There, leaving ``lease(...)`` waits
-for `released`, and the reaper is the second line.
+for `released`, and the reaper is the second line. A `service` is never detected: somebody must have set one up.
 """
 
 from __future__ import annotations
@@ -10,16 +10,16 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from mlinfra_prefect.agent.identity import INITIAL_PID_NAMESPACE
 from mlinfra_prefect.errors import InvalidInput
+from mlinfra_prefect.lifecycle.config import PLACE_VARIABLE
 
 if TYPE_CHECKING:
     from mlinfra_prefect.lifecycle.context import Context
 
-Place = Literal["process", "foreground"]
-PLACE_VARIABLE = "MLINFRA_KEEPER_PLACE"
+Place = Literal["process", "foreground", "service"]
 CONTAINER_MARKS = (Path("/.dockerenv"), Path("/run/.containerenv"))
 """Files that Docker and Podman put into a container."""
 CONTAINER_WORDS = ("docker", "containerd", "kubepods", "libpod", "lxc", "crio")
@@ -58,11 +58,24 @@ def detect_place(
     """
     named = os.environ.get(PLACE_VARIABLE)
     if named:
-        if named not in {"process", "foreground"}:
-            raise InvalidInput(PLACE_VARIABLE, f"is {named!r}", "Set it to 'process' or 'foreground', or leave it out.")
-        return "process" if named == "process" else "foreground"
+        if named not in get_args(Place):
+            raise InvalidInput(
+                PLACE_VARIABLE, f"is {named!r}", "Set it to 'process', 'foreground' or 'service', or leave it out."
+            )
+        return cast("Place", named)
     if configured:
         return configured
+    return own_place(pid_namespace=pid_namespace, init_cgroup=init_cgroup, own_cgroup=own_cgroup, marks=marks)
+
+
+def own_place(
+    *,
+    pid_namespace: Path = Path("/proc/self/ns/pid"),
+    init_cgroup: Path = Path("/proc/1/cgroup"),
+    own_cgroup: Path = Path("/proc/self/cgroup"),
+    marks: Sequence[Path] = CONTAINER_MARKS,
+) -> Literal["process", "foreground"]:
+    """Return where a keeper lives that this process starts itself, whatever is configured (`detect_place`)."""
     if sys.platform != "linux":
         return "process"  # macOS has neither PID namespaces nor containers of its own
     try:

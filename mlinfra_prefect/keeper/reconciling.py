@@ -13,8 +13,7 @@ from functools import partial
 
 from mlinfra_prefect.errors import InvalidInput, NotFound
 from mlinfra_prefect.keeper import client as keeper, rollouts
-from mlinfra_prefect.keeper.desk import lay
-from mlinfra_prefect.keeper.starting import ensure_watcher
+from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.differences import Action, Change, Difference, Key, Standing, compare, undeclared
@@ -164,8 +163,7 @@ def _write(context: Context, endpoint: EndpointRecord, values: Mapping[str, obje
         after = revise(context.ledger, record_id, _served(values, until), actor=context.actor, reason=told)
         assert isinstance(after, EndpointRecord | RolloutRecord)  # an endpoint names nothing else
         context.platform(after.platform).prolong(after, until)
-        lay(context, after)
-    ensure_watcher(context, endpoint.id)
+        have_kept(context, after)
 
 
 def _served(values: Mapping[str, object], until: datetime | None) -> Callable[[KeptRecord], KeptRecord | None]:

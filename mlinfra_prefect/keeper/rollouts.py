@@ -13,8 +13,7 @@ from functools import partial
 
 from mlinfra_prefect.errors import EndpointNotReady, MlinfraError, NotFound, OperationTimedOut
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.desk import lay
-from mlinfra_prefect.keeper.starting import ensure_watcher
+from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle import versions
 from mlinfra_prefect.lifecycle.context import Context
@@ -134,8 +133,7 @@ def _answer(context: Context, rollout: RolloutRecord, question: Question, *, ok:
         return now.revised(question=answered, due=context.ledger.now()) if same else None
 
     told = f"the client's probe: {'passed' if ok else 'failed'} {reason}".strip()
-    lay(context, revise(context.ledger, rollout.id, change, actor=context.actor, reason=as_line(told)))
-    ensure_watcher(context, rollout.id)
+    have_kept(context, revise(context.ledger, rollout.id, change, actor=context.actor, reason=as_line(told)))
 
 
 def promote(context: Context, endpoint: EndpointRecord, number: int | None = None, *, reason: str) -> EndpointRecord:
@@ -278,15 +276,11 @@ def follow(context: Context, endpoint: EndpointRecord) -> EndpointRecord:
     Raises:
         EndpointNotReady: the router does not follow; the keeper tries again.
     """
-    concerned = []
     for version in endpoint.versions:
         rollout = versions.rollout_of(context, version)
         if rollout is None or not rollout.live:
             continue
-        lay(context, revise(context.ledger, rollout.id, _due(context), actor=context.actor, reason="looked at"))
-        concerned.append(rollout.id)
-    if concerned:
-        ensure_watcher(context, *concerned)
+        have_kept(context, revise(context.ledger, rollout.id, _due(context), actor=context.actor, reason="looked at"))
     if endpoint.live and endpoint.state is State.READY and endpoint.current is not None:
         context.platform(endpoint.platform).route(endpoint)
     return endpoint
@@ -339,5 +333,4 @@ def _bring_back(context: Context, record: KeptRecord) -> None:
         return now.revised(state=State.PROVISIONING, reason="it is being repaired")
 
     after = revise(context.ledger, record.id, change, actor=context.actor, reason="repair: it was down")
-    lay(context, after)
-    ensure_watcher(context, record.id)
+    have_kept(context, after)

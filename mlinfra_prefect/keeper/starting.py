@@ -12,17 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mlinfra_prefect import killpoints
 from mlinfra_prefect.agent import allowlist
 from mlinfra_prefect.errors import KeeperUnavailable
-from mlinfra_prefect.keeper.desk import has_work, wake, watcher_alive
-from mlinfra_prefect.keeper.place import PLACE_VARIABLE, place_of
+from mlinfra_prefect.keeper.desk import has_work, lay, service_here, wake, watcher_alive
+from mlinfra_prefect.keeper.place import Place, own_place, place_of
+from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle.config import PLACE_VARIABLE
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import RENEW_SECONDS
 from mlinfra_prefect.model.home import CACHE_VARIABLE, HOME_VARIABLE, Home
+from mlinfra_prefect.model.ledger_address import LEDGER_VARIABLE
 from mlinfra_prefect.model.marks import common_marks
 
 IDLE_SECONDS = 1.0
 """How long the watcher stays with an empty desk."""
+MISSING_SECONDS = 60.0
+"""How long the watcher stays when its interpreter or this package is gone: longer than an upgrade takes."""
 START_SECONDS = 15.0
 DOOR_SECONDS = 30.0
 DOOR_POLL_SECONDS = 0.005
@@ -49,8 +55,31 @@ def ensure_watcher(context: Context, *record_ids: str) -> None:
     wake(home, *record_ids)
 
 
+def have_kept(context: Context, record: KeptRecord, *, asked_here: bool = False) -> None:
+    """Lay the card of a record and see that a watcher looks at it; starts one where there is none.
+
+    What a service keeps is never given to another keeper: where none holds the desk of this home, nothing is laid
+    (`asked_here` as in `lay`), and the service finds the record in the ledger.
+
+    Raises:
+        KeeperUnavailable: the card cannot be laid, or no watcher started.
+    """
+    if record.keeper_place == "service" and not service_here(context.home):
+        return
+    lay(context, record, asked_here=asked_here)
+    if record.keeper_place == "service":
+        wake(context.home, record.id)
+    else:
+        ensure_watcher(context, record.id)
+
+
 def replace_lost_keeper(context: Context) -> None:
-    """Start a watcher where cards lie on the desk and nobody watches: every CLI verb calls this."""
+    """Start a watcher where cards lie on the desk and nobody watches: every CLI verb calls this.
+
+    Not where a service keeps leases of this project: whoever runs it starts it again.
+    """
+    if context.config.knows_service:
+        return
     if has_work(context.home) and not watcher_alive(context.home):
         ensure_watcher(context)
 
@@ -75,13 +104,20 @@ def _door(home: Home) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _start(context: Context) -> None:
-    home = context.home
-    argv = [
+def watcher_argv(home: Home, place: Place) -> list[str]:
+    """The command line of a watcher. Pure."""
+    return [
         sys.executable, "-I", "-S", str(Path(__file__).with_name("watch.py")),
-        "--home", str(home.root), "--python", sys.executable, "--place", place_of(context),
+        "--home", str(home.root), "--python", sys.executable, "--place", place,
         "--renew-seconds", str(RENEW_SECONDS), "--idle-seconds", str(IDLE_SECONDS),
+        "--missing-seconds", str(MISSING_SECONDS),
     ]  # fmt: skip
+
+
+def _start(context: Context) -> None:
+    home, place = context.home, place_of(context)
+    # Who takes over what a dead service left is no service.
+    argv = watcher_argv(home, own_place() if place == "service" else place)
     env = watcher_env(context)
     log = os.open(home.keeper / "watch.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
@@ -127,11 +163,21 @@ def watcher_env(context: Context) -> dict[str, str]:
     return {
         **allowlist.inherited(pip=True),
         **passed,
+        **_to_reach_the_ledger(context),
         **common_marks(context.ledger.ledger_id),
+        **killpoints.passed_on(context.home.root),
         HOME_VARIABLE: str(context.home.root),
         "PYTHONPATH": str(Path(__file__).resolve().parent.parent.parent),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def _to_reach_the_ledger(context: Context) -> dict[str, str]:
+    """What the keeper's own operations need for a shared ledger; Terraform, agents and training get none of it."""
+    if context.address is None:
+        return {}
+    cloud = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    return {**cloud, LEDGER_VARIABLE: str(context.address)}
 
 
 def _unavailable(home: Home, why: str) -> KeeperUnavailable:

@@ -8,6 +8,10 @@ Killed at any moment it loses nothing: the next watcher reads the same cards.
 A client is noticed to be gone in two ways, because one alone can be wrong: its named pipe closes (a forked child may
 hold it open), and its process ends (by pid and start time; on Linux a pidfd tells at once).
 
+As a *service* it is started by whoever runs the host, and differs in little: it stays with an empty desk, ends well
+when it is told to, shows that it lives by the age of ``watch.json``, and has a *lookout* process beside it that looks
+for work in the ledger, because who asks on another host can lay no card here.
+
 It is one file, longer than others, because it runs as a script: an interpreter that loads nothing else stays small.
 """
 
@@ -30,6 +34,9 @@ BUSY = 75
 BUSY_SECONDS = (0.1, 0.1, 0.2, 0.3, 0.5, 1.0)
 RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 """After an operation that failed, or that left its card as due as it was."""
+LOOKS_AT_ONCE = 8
+"""Operations at once that only take over what is well: a new watcher of 300 leases must not start 300 processes. What
+has something to do (a release, a lost client, a moment that has come) never waits for that."""
 LOOK_SECONDS = 1.0
 """How often clients are looked at where the kernel has no pidfd."""
 OPERATION_SECONDS = 300.0
@@ -40,7 +47,17 @@ RENEWAL_SECONDS = 60.0
 PASS_DELAY_SECONDS = 1.5
 """A pass of the reaper belongs to every start of a lease, but must not slow it."""
 PASS_PAUSE_SECONDS = 60.0
+LOOKOUT_SECONDS = 660.0
+"""A lookout ends itself after 600 s and another one begins; this much later it hangs."""
+LOOKOUT_PAUSE_SECONDS = 5.0
+"""Between two starts of a lookout, where it ends at once."""
+BEAT_SECONDS = 10.0
+"""A service that lives writes the time of its ``watch.json`` this often."""
 TAKE_SECONDS = 2.0
+TAKEN = 5
+"""A service's exit code: another one keeps this home."""
+CRIPPLED = 1
+"""A service's exit code: its home, its interpreter or this package is gone."""
 
 
 def start_time(pid: int) -> str:
@@ -103,6 +120,9 @@ class Entry:
         self.operation: Process | None = None
         self.began_with: dict[str, Any] = {}
         self.wanted = True  # a card that is new to this watcher gets one operation: it takes over, or begins
+        self.fresh = True  # and until that has ended well, nothing is known to be wrong with it
+        self.looks = False  # whether its operation only takes over
+        self.held = False  # whether one that only takes over waits for others
         self.lost = False
         self.told_lost = False
         self.failures = 0
@@ -121,6 +141,17 @@ class Entry:
         """Whether an operation must run now."""
         return self.wanted or (self.lost and not self.told_lost) or (self.due is not None and self.due <= now)
 
+    def is_only_new(self, now: float) -> bool:
+        """Whether an operation would only take over what is well."""
+        return self.fresh and not self.lost and (self.due is None or self.due > now)
+
+    def next_moments(self, now: float, clock: float) -> list[float]:
+        """In how many seconds an operation must run; empty: at no known moment."""
+        pause = self.not_before - clock
+        if (self.wanted or (self.lost and not self.told_lost)) and not (self.held and not self.lost):
+            return [pause]
+        return [] if self.due is None else [max(self.due - now, pause)]
+
     def pause(self, pauses: tuple[float, ...]) -> None:
         """Wait before the next operation, longer each time."""
         self.not_before = time.monotonic() + pauses[min(self.failures, len(pauses) - 1)]
@@ -137,14 +168,23 @@ class Entry:
 class Watcher:
     """The desk of one home."""
 
-    def __init__(self, home: str, python: str, place: str, renew_seconds: float, idle_seconds: float) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
+        home: str = options.home
         self.keeper = os.path.join(home, "keeper")
         self.cards = os.path.join(self.keeper, "cards")
-        self.home, self.python, self.place = home, python, place
-        self.renew_seconds, self.idle_seconds = renew_seconds, idle_seconds
+        self.home, self.python, self.place = home, options.python, options.place
+        self.renew_seconds: float = options.renew_seconds
+        self.idle_seconds: float = options.idle_seconds
+        self.missing_seconds: float = options.missing_seconds
+        self.whole_at = time.monotonic()
+        self.serves = options.place == "service"
+        self.reaps, self.waits = options.with_reaper, options.wait_for_operations
+        self.ending = False
+        self.lookout: Process | None = None
+        self.next_lookout = 0.0
         self.entries: dict[str, Entry] = {}
         self.renewal: Process | None = None
-        self.next_renewal = time.monotonic() + renew_seconds
+        self.next_renewal = time.monotonic() + self.renew_seconds
         self.passing: Process | None = None
         self.next_pass: float | None = time.monotonic() + PASS_DELAY_SECONDS
         self.last_pass = 0.0
@@ -165,19 +205,61 @@ class Watcher:
         self.log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
 
     def run(self) -> None:
-        """Watch until nothing is left to watch for a while, or the home is gone."""
-        while os.path.isdir(self.cards):
+        """Watch until nothing is left to watch for a while, the home is gone, or (a service) it is told to end."""
+        while os.path.isdir(self.cards) and self.is_whole() and not self.may_end():
+            self.show_life()
             self.read_cards()
             self.take_note()
             self.look_at_clients()
             self.start_operations()
             self.start_renewal()
             self.start_pass()
-            if self.entries or self.renewal or self.passing or self.next_pass is not None:
+            self.start_lookout()
+            if self.entries or self.renewal or self.passing or self.next_pass is not None or self.serves:
                 self.idle_since = time.monotonic()
             elif time.monotonic() - self.idle_since >= self.idle_seconds and self.may_go():
                 return
             self.wait()
+
+    def is_whole(self) -> bool:
+        """Whether operations can be started at all: else, after a while, the desk is left to one that can.
+
+        A virtual environment that is upgraded is gone for a moment, one that was deleted for good.
+        """
+        if all(map(os.path.exists, (self.python, os.path.join(os.path.dirname(__file__), "operate.py")))):
+            self.whole_at = time.monotonic()
+        elif time.monotonic() - self.whole_at >= self.missing_seconds:
+            self.say(f"{self.python}, or the package beside {__file__}, is gone: the desk is left to another keeper")
+            return False
+        return True
+
+    def may_end(self) -> bool:
+        """Whether a service that was told to end may: in a container its operations would end with it."""
+        return self.ending and not (self.waits and any(entry.operation for entry in self.entries.values()))
+
+    def end(self, number: int) -> None:
+        """Be told to end; the signal itself ends the wait."""
+        self.ending = True
+        self.say(f"told to end by {signal.Signals(number).name}")
+
+    def show_life(self) -> None:
+        """Let the age of a file say that this service lives; that needs no room on the disk."""
+        if self.serves:
+            with contextlib.suppress(OSError):
+                os.utime(os.path.join(self.keeper, "watch.json"))
+
+    def say(self, text: str) -> None:
+        """Write a line about this watcher itself: a service to whoever runs it, another one to the log."""
+        with contextlib.suppress(OSError):
+            os.write(2 if self.serves else self.log, f"keeper {os.getpid()}: {text}\n".encode())
+
+    def close(self) -> None:
+        """End the lookout, the one process that is of no use without this watcher. Operations finish by themselves."""
+        if self.lookout is not None:
+            self.lookout.popen.terminate()
+        left = sorted(name for name, entry in self.entries.items() if entry.operation is not None)
+        if left:
+            self.say(f"operations go on by themselves, and the next keeper takes over: {', '.join(left)}")
 
     # --- the desk ----------------------------------------------------------------------------------------------------
 
@@ -302,7 +384,7 @@ class Watcher:
             self.judge(entry)
         if ended:
             self.read_cards()  # only now can a card that is gone be dropped: its operation has been judged
-        for name in ("renewal", "passing"):
+        for name in ("renewal", "passing", "lookout"):
             process = getattr(self, name)
             if process is not None:
                 process.end_if_overdue(0.0)
@@ -312,7 +394,8 @@ class Watcher:
     def judge(self, entry: Entry) -> None:
         """An operation has ended: was it enough, and if not, when is the next one?"""
         code = entry.operation.popen.returncode if entry.operation else 0
-        entry.operation = None
+        entry.operation, entry.looks = None, False
+        entry.fresh = entry.fresh and code != 0
         if code != 0:
             entry.wanted, entry.told_lost = True, False
             entry.pause(BUSY_SECONDS if code == BUSY else RETRY_SECONDS)
@@ -323,12 +406,20 @@ class Watcher:
 
     def start_operations(self) -> None:
         """Spawn an operation for each card that needs one."""
+        if self.ending:
+            return
         now, clock = time.time(), time.monotonic()
+        looks = sum(entry.looks for entry in self.entries.values())
         for name, entry in self.entries.items():
+            entry.held = False
             if entry.operation or clock < entry.not_before or not entry.is_called_for(now):
                 continue
             if any(is_held(str(path)) for path in entry.card.get("lock_files") or ()) and not self.overdue(entry, now):
                 entry.pause(BUSY_SECONDS)  # a Terraform of it runs, whoever started it, and is respected
+                continue
+            only_new = entry.is_only_new(now)
+            if only_new and looks >= LOOKS_AT_ONCE:
+                entry.held = True  # the end of another one is what wakes us
                 continue
             entry.began_with = entry.card
             entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
@@ -336,6 +427,8 @@ class Watcher:
                 entry.pause(RETRY_SECONDS)
                 continue
             entry.wanted, entry.told_lost = False, entry.lost
+            entry.looks = only_new
+            looks += only_new
 
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:
@@ -356,10 +449,17 @@ class Watcher:
     def start_pass(self) -> None:
         """Have the reaper look through the ledger, in the background and once in a while."""
         clock = time.monotonic()
-        if self.next_pass is None or clock < self.next_pass or self.passing is not None:
+        if self.next_pass is None or clock < self.next_pass or self.passing is not None or self.ending:
             return
-        self.next_pass, self.last_pass = None, clock
+        self.next_pass, self.last_pass = clock + PASS_PAUSE_SECONDS if self.reaps else None, clock
         self.passing = self.spawn(["pass"], {}, RENEWAL_SECONDS)
+
+    def start_lookout(self) -> None:
+        """Have a service's lookout look into the ledger."""
+        clock = time.monotonic()
+        if self.serves and self.lookout is None and clock >= self.next_lookout and not self.ending:
+            self.next_lookout = clock + LOOKOUT_PAUSE_SECONDS
+            self.lookout = self.spawn(["lookout"], {}, LOOKOUT_SECONDS)
 
     def spawn(self, arguments: list[str], env: dict[str, str], seconds: float) -> Process | None:
         """Start an operation process, in a session of its own: what ends the watcher spares it. None: it cannot."""
@@ -371,7 +471,8 @@ class Watcher:
                 env={**os.environ, **env},
             )  # fmt: skip
         except OSError as error:  # no memory, no processes, no interpreter any more: this may pass
-            os.write(self.log, f"{arguments[0]}: cannot be started: {error}\n".encode())
+            with contextlib.suppress(OSError):
+                os.write(self.log, f"{arguments[0]}: cannot be started: {error}\n".encode())
             return None
         return Process(started, seconds)
 
@@ -409,20 +510,20 @@ class Watcher:
     def patience(self) -> float:
         """Seconds until the next moment at which something must be looked at."""
         now, clock = time.time(), time.monotonic()
-        moments = [self.next_renewal - clock, 60.0]
-        if self.next_pass is not None:
+        moments: list[float] = [self.next_renewal - clock, BEAT_SECONDS if self.serves else 60.0]
+        if self.whole_at < clock - 1.0 and not os.path.exists(self.python):
+            moments.append(self.whole_at + self.missing_seconds - clock)
+        if self.serves and self.lookout is None and not self.ending:
+            moments.append(self.next_lookout - clock)
+        if self.next_pass is not None and self.passing is None:
             moments.append(self.next_pass - clock)
         if not self.entries:
             moments.append(self.idle_seconds)
         for entry in self.entries.values():
             if entry.client and entry.pidfd is None and not entry.lost:
                 moments.append(LOOK_SECONDS)
-            if entry.operation is not None:
-                continue
-            if entry.wanted or (entry.lost and not entry.told_lost):
-                moments.append(entry.not_before - clock)
-            elif entry.due is not None:
-                moments.append(max(entry.due - now, entry.not_before - clock))
+            if entry.operation is None:
+                moments += entry.next_moments(now, clock)
         return max(0.001, min(moments))
 
 
@@ -440,6 +541,55 @@ def take_desk(descriptor: int) -> bool:
             return True
 
 
+def write_down(keeper: str, place: str) -> None:
+    """Write who watches."""
+    scratch = os.path.join(keeper, f".watch.{os.getpid()}")
+    with open(scratch, "w", encoding="utf-8") as stream:
+        json.dump({"pid": os.getpid(), "start_time": start_time(os.getpid()), "place": place}, stream)
+    os.replace(scratch, os.path.join(keeper, "watch.json"))
+
+
+def take_over_desk(desk: int, keeper: str) -> str:
+    """Take the desk from a watcher that a flow has started: ended, it loses nothing. Empty, or why it stays taken."""
+    door = os.open(os.path.join(keeper, "door.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(door, fcntl.LOCK_EX)  # nobody starts another one meanwhile
+        told: dict[str, Any] = {}
+        if not take_desk(desk):
+            path = os.path.join(keeper, "watch.json")
+            with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as stream:
+                told = json.load(stream)
+            if told.get("place") == "service" or not told:
+                return f"another keeper service keeps this home{', pid ' + str(told['pid']) if told else ''}"
+            if start_time(int(told["pid"])) == told.get("start_time"):
+                os.kill(int(told["pid"]), signal.SIGKILL)
+            if not take_desk(desk):
+                return f"the keeper of this home, pid {told['pid']}, does not leave its desk"
+        write_down(keeper, "service")
+    finally:
+        os.close(door)
+    return ""
+
+
+def serve(arguments: argparse.Namespace) -> int:
+    """Be the watcher of a home in this very process, for as long as nobody tells it to end. Returns its exit code."""
+    signal.signal(signal.SIGHUP, lambda *_: None)
+    os.umask(0o077)
+    keeper = os.path.join(arguments.home, "keeper")
+    desk = os.open(os.path.join(keeper, "watch.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    problem = take_over_desk(desk, keeper)
+    if problem:
+        os.write(2, f"error: {problem}. One home has one keeper: end that one, or name another home.\n".encode())
+        return TAKEN
+    watcher = Watcher(arguments)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda told, _: watcher.end(told))
+    watcher.say(f"keeps the leases of {arguments.home}{', and reaps every minute' if arguments.with_reaper else ''}")
+    watcher.run()
+    watcher.close()
+    return 0 if watcher.ending else CRIPPLED
+
+
 def main() -> None:
     """Become the watcher of a home, unless there is one; the starting process returns when it watches."""
     parser = argparse.ArgumentParser()
@@ -448,7 +598,12 @@ def main() -> None:
     parser.add_argument("--place", required=True)
     parser.add_argument("--renew-seconds", type=float, required=True)
     parser.add_argument("--idle-seconds", type=float, required=True)
+    parser.add_argument("--missing-seconds", type=float, required=True)
+    parser.add_argument("--with-reaper", action="store_true")
+    parser.add_argument("--wait-for-operations", action="store_true")
     arguments = parser.parse_args()
+    if arguments.place == "service":
+        sys.exit(serve(arguments))
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which every training would inherit
     ready, tell = os.pipe()
@@ -464,12 +619,8 @@ def main() -> None:
     if not take_desk(desk):
         os.write(tell, b"1")
         return
-    options = (arguments.python, arguments.place, arguments.renew_seconds, arguments.idle_seconds)
-    watcher = Watcher(arguments.home, *options)
-    scratch = os.path.join(keeper, f".watch.{os.getpid()}")
-    with open(scratch, "w", encoding="utf-8") as stream:
-        json.dump({"pid": os.getpid(), "start_time": start_time(os.getpid()), "place": arguments.place}, stream)
-    os.replace(scratch, os.path.join(keeper, "watch.json"))
+    watcher = Watcher(arguments)
+    write_down(keeper, arguments.place)
     os.write(tell, b"1")
     os.close(tell)
     watcher.run()

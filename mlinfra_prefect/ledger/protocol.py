@@ -4,6 +4,10 @@ Write-ahead is the whole promise (rule R1): a record is durable before the first
 whatever dies, someone can find it and finish it. No home-made consensus: a store gives create-if-absent,
 compare-and-swap on a version, and its own clock, and the rest is the state machine of the model.
 
+Two ways lead to a store. One with transactions (SQLite here; PostgreSQL) implements `Ledger` itself. One that has only
+single objects (S3; a Kubernetes API server) implements the five calls of `objects.ObjectStore`, and `ObjectLedger` does
+the rest. `mlinfra_prefect.testing.ledger` says whether it holds (ADR 0012).
+
 A second thing lives here, *holds*: exclusive names (an endpoint's name, its port, a resume key) that one record has.
 """
 
@@ -77,12 +81,16 @@ class Ledger(Protocol):
         """Return the records in some states (None: all), oldest first; the unreadable ones are in `unreadable`."""
 
     def unreadable(self) -> list[tuple[str, str]]:
-        """Return (id, why) of the records that cannot be read; they are never touched."""
+        """Return (id, why) of the records that cannot be read and are not known to be released; they are never touched.
+
+        What is released needs nobody any more, and a store may hold ten thousands of it: `ps --all` tells of those.
+        """
 
     def history(self, record_id: str) -> list[Transition]:
         """Return every transition of a record, oldest first; empty when it is absent.
 
-        A write that only renews (see `worth_a_line`) has no line. Reasons of any text are kept, as one line each.
+        A write that only renews or beats (see `worth_a_line`) has no line. Reasons of any text are kept, as one
+        line each.
         """
 
     def hold(self, name: str, record_id: str) -> None:
@@ -158,10 +166,11 @@ def revise(
 def worth_a_line(before: KeptRecord, after: KeptRecord) -> bool:
     """Whether a write belongs in the history.
 
-    Renewals every half minute would bury the transitions that people look for, so a write that only renews, or only
-    says when to look again, does not.
+    Renewals and heartbeats every half minute would bury the transitions that people look for, so a write that only
+    renews, only beats, or only says when to look again, does not.
     """
-    same: dict[str, object] = {"renewed_until": after.renewed_until}
+    client = before.client.model_copy(update={"heartbeat_at": after.client.heartbeat_at})
+    same: dict[str, object] = {"renewed_until": after.renewed_until, "client": client}
     if isinstance(after, RolloutRecord):
         same["due"] = after.due
     return before.model_copy(update=same) != after

@@ -6,6 +6,7 @@ It is for one host: on a network file system its locks lie, so those are refused
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from mlinfra_prefect.errors import (
     AlreadyExists,
     LeaseHeld,
+    LedgerUnavailable,
     LedgerUnreadable,
     NotFound,
     StaleWrite,
@@ -49,6 +51,22 @@ class SqliteLedger:
         self._lock = threading.Lock()
         refuse_network_file_system(path)
         self._db, self._ledger_id = open_file(path)
+        self._file = self._inode()
+
+    def _inode(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._path)  # noqa: PTH116 (twenty times a second: no object for it)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def _refuse_lost_file(self) -> None:
+        """SQLite reads and writes a removed file as if nothing had happened, and nobody else would ever see it."""
+        if self._inode() != self._file:
+            raise LedgerUnavailable(
+                f"The ledger {self._path} was removed or replaced while it was open.",
+                "Nothing was provisioned. Restore the file from a copy, then start again.",
+            )
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -56,6 +74,7 @@ class SqliteLedger:
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 try:
+                    self._refuse_lost_file()
                     yield self._db
                     self._db.execute("COMMIT")
                 except BaseException:
@@ -70,7 +89,9 @@ class SqliteLedger:
         with self._lock:
             try:
                 with closing(self._db.execute(query, tuple(values))) as cursor:
-                    return cursor.fetchall()
+                    found = cursor.fetchall()
+                self._refuse_lost_file()  # after the read: what was read before the loss is true
+                return found
             except UnicodeEncodeError:
                 return []  # half a surrogate pair, as from a file name: no record has such a name
             except sqlite3.DatabaseError as error:
@@ -146,7 +167,7 @@ class SqliteLedger:
     def unreadable(self) -> list[tuple[str, str]]:
         """See `protocol.Ledger.unreadable`."""
         problems = []
-        for row in self._listed(None):
+        for row in self._rows("SELECT id, kind, schema, json, version FROM records WHERE state != 'released'"):
             try:
                 _parsed(row)
             except LedgerUnreadable as error:

@@ -58,6 +58,7 @@ def _written(context: Context, environments: dict[str, Environment], config: Con
             name: json.loads(each.model_dump_json(exclude={"name"})) for name, each in sorted(environments.items())
         },
         **({"terraform": str(config.terraform.absolute())} if config.terraform else {}),
+        **({"ledger": str(config.ledger)} if config.ledger else {}),
     }
     place = context.home.root / "environments"
     path = place / f"{digest('configuration', json.dumps(values, sort_keys=True))}.json"

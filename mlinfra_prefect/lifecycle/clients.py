@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.versions import version_of
-from mlinfra_prefect.local.process import is_provably_dead
+from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import PROMOTED, EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord
 
@@ -18,14 +19,38 @@ WANTED_SECONDS = 0.25
 """How often a long wait asks whether anybody still wants what it waits for."""
 
 
-def why_gone(record: KeptRecord) -> str | None:
-    """Say why the client of a record is gone; None while it lives, is nobody by design, or is known to be lost."""
+def why_gone(record: KeptRecord, now: datetime | None = None) -> str | None:
+    """Say why the client of a record is gone; None while it lives, is nobody by design, or is known to be lost.
+
+    Args:
+        record: whose client.
+        now: on the ledger's clock, for clients that are known by their heartbeat; None: heartbeats are not looked at.
+    """
     client = record.client
     if client.kind == "none" or client.process is None or client.lost_at is not None:
         return None
     if client.ended_at is not None:
         return "its client ended without releasing it"
-    return "its client was lost" if is_provably_dead(client.process) else None
+    if is_provably_dead(client.process):
+        return "its client was lost"
+    silent_at = silent_from(record)
+    if now is None or silent_at is None or now <= silent_at:
+        return None
+    return f"its client was lost: no heartbeat for {TTL_SECONDS:.0f} seconds"
+
+
+def silent_from(record: KeptRecord) -> datetime | None:
+    """The moment (ledger's clock) after which silence means that a client is lost; None: its process alone decides.
+
+    A process that is seen from here needs no heartbeat: it lives or it does not. That says nothing of a run whose
+    process outlives it.
+    """
+    client = record.client
+    if client.heartbeat_at is None or client.process is None:
+        return None
+    if client.kind == "process" and is_here(client.process):
+        return None
+    return client.heartbeat_at + timedelta(seconds=TTL_SECONDS)
 
 
 def stands_by_itself(context: Context, record: KeptRecord) -> bool:
@@ -44,10 +69,10 @@ def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
     Raises:
         LeaseLost: a newer keeper took the record over.
     """
-    why = why_gone(record) if record.live else None
+    now = context.ledger.now()
+    why = why_gone(record, now) if record.live else None
     if why is None or stands_by_itself(context, record):
         return record
-    now = context.ledger.now()
     lost = record.client.revised(lost_at=now)
     if not isinstance(record, LeaseRecord):
         reason = f"{why} before it was {'promoted' if isinstance(record, RolloutRecord) else 'ready'}: rolled back"
@@ -63,6 +88,8 @@ def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
     def keep(current: KeptRecord) -> KeptRecord | None:
         if not current.live or current.client.process != lost.process:
             return None
+        if current.client.heartbeat_at != lost.heartbeat_at:
+            return None  # it has beaten meanwhile
         return current.revised(client=lost, keep_until=until)
 
     reason = f"{why}; kept until {until:%H:%M:%S} UTC"
@@ -81,7 +108,7 @@ def still_wanted(context: Context, record: KeptRecord) -> Callable[[], bool]:
             seen = context.ledger.read(record.id)
             now = seen.record if seen is not None else None
             needs = now is not None and not keeps and not stands_by_itself(context, now)
-            answer = now is not None and now.live and not (needs and why_gone(now) is not None)
+            answer = now is not None and now.live and not (needs and why_gone(now, context.ledger.now()) is not None)
         return answer
 
     return wanted

@@ -7,20 +7,24 @@ The nearest file at or above the working directory wins, or the one that ``MLINF
 from __future__ import annotations
 
 import os
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mlinfra_prefect.agent.wire import SpecError, read_json
 from mlinfra_prefect.errors import InvalidInput
+from mlinfra_prefect.lifecycle.ledger_place import from_table
+from mlinfra_prefect.lifecycle.project_file import (
+    CONFIG_VARIABLE as CONFIG_VARIABLE,  # noqa: PLC0414 (whoever reads the configuration knows its variable)
+    FILE_NAME,
+    find_project,
+)
 from mlinfra_prefect.model.environment import Environment
+from mlinfra_prefect.model.ledger_address import LedgerAddress
 from mlinfra_prefect.model.record import parsed
 
-CONFIG_VARIABLE = "MLINFRA_CONFIG"
-FILE_NAME = "mlinfra-prefect.toml"
-MAX_BYTES = 1 << 20
+PLACE_VARIABLE = "MLINFRA_KEEPER_PLACE"
+"""Goes before what an environment says of its keeper's place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,7 @@ class Config:
     environments: Mapping[str, Environment] = field(default_factory=lambda: {"dev": Environment(name="dev")})
     terraform: Path | None = None
     source: Path | None = None
+    ledger: LedgerAddress | None = None
 
     def environment(self, name: str) -> Environment:
         """Return an environment.
@@ -47,6 +52,17 @@ class Config:
             )
         return found
 
+    def asks_service(self, name: str) -> bool:
+        """Whether leases of an environment are kept by a service, and nobody starts a keeper of their own for them."""
+        named = os.environ.get(PLACE_VARIABLE)
+        configured = self.environments.get(name)
+        return named == "service" if named else configured is not None and configured.keeper_place == "service"
+
+    @property
+    def knows_service(self) -> bool:
+        """Whether any environment's leases are kept by a service."""
+        return any(map(self.asks_service, self.environments))
+
 
 def load_config(start: Path | None = None) -> Config:
     """Read the configuration that holds at `start` (None: the working directory).
@@ -54,34 +70,8 @@ def load_config(start: Path | None = None) -> Config:
     Raises:
         InvalidInput: a file is malformed; the message names file and field.
     """
-    named = os.environ.get(CONFIG_VARIABLE)
-    if named:
-        path = Path(named).expanduser()
-        if not path.is_file():
-            raise InvalidInput(CONFIG_VARIABLE, f"{path} is not a file")
-        return _parsed(path, _read(path))
-    here = (start or Path.cwd()).absolute()
-    for place in (here, *here.parents):
-        own = place / FILE_NAME
-        if own.is_file():
-            return _parsed(own, _read(own))
-        project = place / "pyproject.toml"
-        if project.is_file():
-            table = _read(project).get("tool", {}).get("mlinfra-prefect", {})
-            if "environments" in table or "terraform" in table:
-                return _parsed(project, table)
-    return Config()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InvalidInput(str(path), f"is larger than {MAX_BYTES} bytes")
-        if path.suffix == ".json":  # what `applying` writes
-            return read_json(path)
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError, SpecError) as error:
-        raise InvalidInput(str(path), f"cannot be read ({error})") from None
+    found = find_project(start)
+    return _parsed(*found) if found else Config()
 
 
 def _parsed(path: Path, table: Mapping[str, Any]) -> Config:
@@ -96,4 +86,4 @@ def _parsed(path: Path, table: Mapping[str, Any]) -> Config:
     engine = table.get("terraform")
     if engine is not None and not isinstance(engine, str):
         raise InvalidInput("terraform", f"in {path} must be the path of a Terraform or OpenTofu program")
-    return Config(environments, (path.parent / engine) if engine else None, path)
+    return Config(environments, (path.parent / engine) if engine else None, path, from_table(path, table))

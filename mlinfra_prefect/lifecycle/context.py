@@ -19,10 +19,12 @@ from mlinfra_prefect.artifacts import ArtifactStore
 from mlinfra_prefect.errors import NotFound, UnsupportedHere
 from mlinfra_prefect.ledger import KeptRecord, Ledger, SqliteLedger
 from mlinfra_prefect.lifecycle.config import Config, load_config
+from mlinfra_prefect.lifecycle.ledger_place import from_environment, ledger_address, open_shared
 from mlinfra_prefect.lifecycle.platform import Platform
 from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import LeaseRecord
+from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.ledger_address import LedgerAddress
 from mlinfra_prefect.model.marks import common_marks, marks
 from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine, recorded_engine
 
@@ -38,6 +40,7 @@ class Context:
     def __init__(self, home: Home | None = None) -> None:
         if sys.platform == "win32":
             raise UnsupportedHere("Windows is not supported: use WSL 2, which is Linux.")
+        from_environment(os.environ)  # a malformed address is told before anything is made
         self.home = (home or Home.from_environment()).ensure()
         self.born = time.monotonic()
         self.tell: Callable[[KeptRecord], None] = lambda _: None
@@ -45,8 +48,18 @@ class Context:
 
     @cached_property
     def ledger(self) -> Ledger:
-        """The home's ledger."""
-        return SqliteLedger(self.home.ledger)
+        """The home's ledger: its own file, or the shared one."""
+        return SqliteLedger(self.home.ledger) if self.address is None else open_shared(self.home, self.address)
+
+    @cached_property
+    def address(self) -> LedgerAddress | None:
+        """Where the shared ledger lies; None: the home has one of its own."""
+        return ledger_address(self.home, os.environ)
+
+    @property
+    def shared(self) -> bool:
+        """Whether other hosts use this ledger too."""
+        return self.address is not None
 
     @cached_property
     def config(self) -> Config:
@@ -114,9 +127,11 @@ class Context:
         """
         found = self.ledger.read(record_id)
         if found is None:
+            # In a shared ledger a name that nobody has would cost a call for each record that ever was.
+            states = [state for state in State if state is not State.RELEASED] if self.shared else None
             named = [
                 seen.record
-                for seen in self.ledger.records()
+                for seen in self.ledger.records(states=states)
                 if isinstance(seen.record, EndpointRecord) and seen.record.name == record_id
             ]
             if not named:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
+from typing import Literal
 
 from mlinfra_prefect.errors import AlreadyExists, LeaseHeld, QuotaExceeded
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -43,6 +45,25 @@ class Key:
     def base(self) -> str:
         """The id without its round."""
         return lease_base(self.run, self.name, self.task_key)
+
+
+def asked_place(context: Context, environment: str) -> Literal["service"] | None:
+    """What a record says of its keeper's place: 'service' where only a service may begin it, else None."""
+    return "service" if context.config.asks_service(environment) else None
+
+
+def is_silent(heartbeat_at: datetime, now: datetime) -> bool:
+    """Whether a client has not beaten for longer than the lease TTL, both moments on the ledger's clock. Pure."""
+    return now - heartbeat_at > timedelta(seconds=TTL_SECONDS)
+
+
+def beating(context: Context, client: Client, environment: str) -> Client:
+    """Return a client with its first heartbeat, where it must beat.
+
+    Its process proves nothing by living, or its keeper may be on another host.
+    """
+    must = client.kind == "flow_run" or (client.kind == "process" and context.config.asks_service(environment))
+    return client.revised(heartbeat_at=context.ledger.now()) if must else client
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +111,7 @@ def ask(
         QuotaExceeded: the environment has its full number of live leases.
     """
     request = admitted(context, request)
+    client = beating(context, client, request.environment)
     _, offer = choose_offer(context, request)
     ledger = context.ledger
     for _ in range(TRIES):
@@ -116,6 +138,7 @@ def ask(
             platform=request.platform or "local",
             owner=owner,
             client=client,
+            keeper_place=asked_place(context, request.environment),
             created_at=now,
             renewed_until=now + timedelta(seconds=TTL_SECONDS),
             request=request,
@@ -124,6 +147,7 @@ def ask(
             deadline=now + timedelta(seconds=longest_life_seconds(request, offer.usd_per_hour)),
         )
         announce(record)
+        killpoint("after-announce", context.home.root)
         try:
             _create(context, record)
         except AlreadyExists:
@@ -131,6 +155,7 @@ def ask(
         except BaseException:
             withdraw(record)
             raise
+        killpoint("after-record", context.home.root)
         return Asked(record, adopted=False)
     raise LeaseHeld(f"The lease {key.base} changes faster than it can be read.", "Try again.")
 
@@ -158,7 +183,9 @@ def _refuse_held(
 ) -> None:
     """Leave a lease to its client while that lives."""
     before = record.client
-    gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < context.ledger.now()
+    now = context.ledger.now()
+    silent = before.kind == "flow_run" and before.heartbeat_at is not None and is_silent(before.heartbeat_at, now)
+    gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < now or silent
     if before.process and before.process != client.process and not gone and not is_dead(before.process):
         raise LeaseHeld(
             f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "

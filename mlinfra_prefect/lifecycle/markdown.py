@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import quote, urlsplit
 
 from mlinfra_prefect.lifecycle.picture import data_uri, duration, label, shortened, timeline_svg
@@ -22,6 +22,8 @@ MOST_ROWS = 100
 MOST_FILES = 20
 MOST_NODES = 12
 """Of a diagram: more boxes are told as a number."""
+RED = "\N{LARGE RED CIRCLE}"
+"""Marks a page that calls for somebody."""
 LONGEST_LABEL = 48
 LONGEST_CELL = 300
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
@@ -83,6 +85,20 @@ def plan_markdown(plan: Plan, *, with_files: bool = True) -> str:
     ))  # fmt: skip
 
 
+def stuck_markdown(listed: Sequence[tuple[str, str]], *, now: datetime) -> str:
+    """What is stuck and why, in red; or that nothing is any more.
+
+    Args:
+        listed: id and reason of each.
+        now: when that was seen.
+    """
+    seen = f"Seen by the reaper at {now:%Y-%m-%d %H:%M:%S} UTC."
+    if not listed:
+        return f"## Nothing is stuck any more\n\n{seen}"
+    what = "What could not be released is tried again for ever. It may cost money: `mlinfra-prefect show ID` says more."
+    return "\n".join((f"## {RED} {len(listed)} stuck", "", what, "", table(("id", "because"), listed), "", seen))
+
+
 def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
     """The proof that it is gone: what was created and destroyed, what was searched and not found, what it cost."""
     left = sorted(set(receipt.created) - set(receipt.destroyed))
@@ -134,7 +150,7 @@ def endpoint_markdown(record: EndpointRecord) -> str:
     return "\n".join((
         f"## {_link(record.name, record.url)}", "",
         (f"Environment {escaped(record.environment)}, on {escaped(record.platform)}, {escaped(record.state)}, "
-         f"{serves}."), "",
+         f"{serves}{'' if record.serving.auth == 'token' else ', **unauthenticated**'}."), "",
         table(("version", "state", "share", "model", "metrics", "why"), rows), "",
         table(("version", "artifact", "sha256"), made_of), "",
     ))  # fmt: skip

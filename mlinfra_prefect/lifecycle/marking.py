@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlinfra_prefect.errors import LeaseLost
+from mlinfra_prefect.errors import LeaseLost, PermanentError
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.versions import leave
 from mlinfra_prefect.model.endpoint import RolloutRecord
@@ -92,29 +94,35 @@ def begin_release(
         drain: whether the node gets *checkpoint now* first.
         error: the error type that the client gets, when this is a failure.
         generation: of the operation that decides this; None for a client's or a person's wish.
-        lost: the client because of whose loss this is done: nothing is done when it is another one's by now.
+        lost: the client because of whose loss this is done: nothing is done when it is another one's by now, or the
+            client has beaten since.
 
     Returns:
         The record as it stands: releasing, or further on already.
 
     Raises:
         NotFound: there is none of that id.
+        PermanentError: it belongs to another ledger or home (see `belonging`).
         VersionServes: it is the rollout of what an endpoint serves.
         LeaseLost: a newer keeper took the record over.
     """
     line = as_line(reason)
     found = context.ledger.read(record_id)
+    foreign = why_foreign(context, found.record) if found is not None else None
+    if foreign is not None:
+        raise PermanentError(f"{record_id} cannot be released here: {foreign}.", "Release it from the home it is of.")
     if found is not None and isinstance(found.record, RolloutRecord) and found.record.live:
         # What is served is decided on the endpoint's record: only what has left it may go.
         leave(context, found.record, line)
+        killpoint("after-leave", context.home.root)
 
     def change(now: KeptRecord) -> KeptRecord | None:
         if now.state not in LIVE:
             return None
         client = now.client
         if lost is not None:
-            if client.process != lost.process:
-                return None  # adopted meanwhile by a retry of the same flow run
+            if (client.process, client.heartbeat_at) != (lost.process, lost.heartbeat_at):
+                return None  # adopted meanwhile by a retry of the same flow run, or it has beaten
             client = lost
         return now.revised(
             state=State.RELEASING, reason=line, error=error, releasing_at=context.ledger.now(), drain=drain,

@@ -110,6 +110,9 @@ class Platform(Protocol):
     def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
         """What one version answers to one row, whatever its share; raises MlinfraError."""
 
+    def token(self, record: EndpointRecord | RolloutRecord) -> str | None:
+        """What an endpoint's clients must show; None: it asks for nothing, or is not up."""
+
     def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
         """Let what is up live until a moment, which may have moved; None: for as long as it is wanted."""
 

@@ -19,6 +19,7 @@ from mlinfra_prefect.errors import (
     TemporaryError,
     TerraformFailed,
 )
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
@@ -62,6 +63,7 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
                     return fail(context, record, problem or _interrupted(record))
                 record = _add_attempt(context, record)
                 fresh = len(record.attempts)
+                killpoint("after-attempt", context.home.root)
             elif attempt.state is AttemptState.PLANNED:
                 if attempt.number != fresh:
                     record = _note_plan(context, record, attempt)
@@ -176,7 +178,9 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
         )  # fmt: skip
     if not record.live:
         return record  # released while it was planned: nothing exists, so nothing is applied
+    killpoint("before-apply", context.home.root)
     applied = stack.apply(deadline=until)
+    killpoint("after-apply", context.home.root)
     platform.check_up(record, attempt, until, still_wanted(context, record))
     return _up(context, record, attempt, "applied and found up", applied.resources)
 
@@ -199,6 +203,7 @@ def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) ->
 def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, resources: tuple[str, ...]) -> KeptRecord:
     """The attempt is up and the record ready, in one write: an operation that dies here leaves no attempt behind."""
     record = look_at_client(context, record)
+    killpoint("before-ready", context.home.root)
 
     def change(now: KeptRecord) -> KeptRecord:
         moment = context.ledger.now()

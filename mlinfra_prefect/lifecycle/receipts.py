@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from mlinfra_prefect.errors import NotYetDestroyed
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.archiving import archive
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.endpoint import GONE, EndpointRecord, RolloutRecord, VersionState
 from mlinfra_prefect.model.lease import LIVE, LeaseRecord, State
@@ -19,6 +22,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
         LeaseLost: a newer keeper took the record over.
     """
     why = _why(context, record)
+    lost = states_lost(context, record)
     versions = _released_with(context, record) if isinstance(record, EndpointRecord) else []
 
     def change(now: KeptRecord) -> KeptRecord:
@@ -51,7 +55,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
                 *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.destroyed),
                 *(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.destroyed),
             ),
-            searches=(*(search for _, receipt in versions for search in receipt.searches), *searches),
+            searches=(*(search for _, receipt in versions for search in receipt.searches), *lost, *searches),
             requested_at=now.created_at,
             released_at=moment,
             up_seconds=max(0.0, up),
@@ -70,10 +74,36 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
             )
         return now.revised(**changes)
 
-    return revise(
+    released = revise(
         context.ledger, record.id, change,
         actor=context.actor, reason=as_line(f"released: {why}"), generation=record.generation,
     )  # fmt: skip
+    archive(context.home, released)
+    return released
+
+
+def states_lost(context: Context, record: KeptRecord) -> list[Search]:
+    """Say of each attempt whose Terraform state cannot tell what existed why that is, and what decided instead.
+
+    Read from what lies on the disk, so that a release that goes on after a crash comes to the same receipt.
+    """
+    found = []
+    for attempt in record.attempts:
+        if attempt.applied_at is None:
+            continue
+        place = Path(attempt.directory)
+        there = place.is_dir()
+        why = context.open_stack(place, record, attempt.number).why_suspect() if there else "its directory is gone"
+        if why:
+            found.append(
+                Search(
+                    what=f"what the state of attempt {attempt.number} names; what carries the mark decided instead",
+                    where=as_line(str(place / "terraform.tfstate")),
+                    at=context.ledger.now(),
+                    found=(as_line(why),),
+                )
+            )
+    return found
 
 
 def _released_with(context: Context, endpoint: EndpointRecord) -> list[tuple[int, Receipt]]:

@@ -12,9 +12,10 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError, NotYetDestroyed, TerraformFailed
+from mlinfra_prefect.errors import LeaseLost, LedgerUnavailable, MlinfraError, NotYetDestroyed, TerraformFailed
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
-from mlinfra_prefect.lifecycle.collecting import collect_all
+from mlinfra_prefect.lifecycle.collecting import ENDED, collect_all
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.leaving import leave_whole, withdraw
 from mlinfra_prefect.lifecycle.marking import attempt_of, current, mark, mark_attempt
@@ -58,9 +59,8 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
     record = _each(context, record, left, _stop_meter, problems)
     if not isinstance(record, LeaseRecord):
         problems += leave_whole(context, record)
-    if left and isinstance(record, LeaseRecord) and record.jobs:
-        _note(context, record, left[-1], "collect", time.time() + COLLECT_SECONDS)
-        collect_all(context, record)
+    if isinstance(record, LeaseRecord) and record.jobs and (left or _unended(record)):
+        problems += _collect(context, record)
     record = _each(context, record, left, _destroy, problems)
     searches: list[Search] = []
     if not terraform_runs(record):
@@ -72,7 +72,26 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
         return _failed(context, record, "; ".join(dict.fromkeys(problems)))
     for attempt in record.attempts:
         context.platform(record.platform).tidy(record, attempt)
+    killpoint("before-receipt", context.home.root)
     return write_receipt(context, record, searches)
+
+
+def _collect(context: Context, record: LeaseRecord) -> list[str]:
+    """Keep what is finished; returns what stood in the way, which stops neither the destroying nor the sweep."""
+    try:
+        if record.attempt is not None:
+            _note(context, record, record.attempt.number, "collect", time.time() + COLLECT_SECONDS)
+        collect_all(context, record)
+    except LeaseLost:
+        raise
+    except (MlinfraError, OSError) as error:
+        return [f"finished work could not be kept: {error}"]
+    return []
+
+
+def _unended(record: LeaseRecord) -> bool:
+    """Whether a job's end is not written down yet: an earlier pass could not."""
+    return any(job.state not in ENDED for job in record.jobs)
 
 
 def _each(
@@ -136,6 +155,7 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
     if not node.jobs():
         return record
     noted = _note(context, record, attempt.number, "drain", until)
+    killpoint("after-drain-mark", context.home.root)
     if node.alive():
         node.stop(None, grace_seconds=min(record.request.grace_seconds, max(0.1, until - time.time())))
         while time.time() < until and node.lives():
@@ -148,13 +168,21 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
 
 def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     attempt = attempt_of(record, number)
-    record = mark_attempt(
-        context, record, number, f"attempt {number}: stopping the meter, then destroying it",
-        state=AttemptState.RELEASING, operation=DESTROY,
-        operation_deadline=context.ledger.now() + timedelta(seconds=DESTROY_SECONDS),
-    )  # fmt: skip
+    try:
+        record = mark_attempt(
+            context, record, number, f"attempt {number}: stopping the meter, then destroying it",
+            state=AttemptState.RELEASING, operation=DESTROY,
+            operation_deadline=context.ledger.now() + timedelta(seconds=DESTROY_SECONDS),
+        )  # fmt: skip
+    except LedgerUnavailable:
+        # A full disk takes no note. That the record goes was durable before, so what costs money still ends now.
+        if not current(context, record).live:
+            context.platform(record.platform).stop_meter(record, attempt)
+        raise
     context.tell(record)
+    killpoint("before-stop-meter", context.home.root)
     context.platform(record.platform).stop_meter(record, attempt)
+    killpoint("after-stop-meter", context.home.root)
     return record
 
 
@@ -169,6 +197,7 @@ def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
         record = current(context, record)  # nothing is destroyed that is not ours any more
         until = attempt.operation_deadline.timestamp() if attempt.operation_deadline else time.time() + DESTROY_SECONDS
         stack = context.open_stack(place, record, number)
+        broken = stack.break_stale_lock()
         named = _named(stack)
         if named is None and platform.found_by_mark:
             how = "has a state that cannot be read: what carries its mark decides"
@@ -176,11 +205,15 @@ def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
             created = _merged(created, named or ())
             if created != attempt.resources:
                 record = mark_attempt(context, record, number, f"attempt {number}: what it has", resources=created)
+            killpoint("before-destroy", context.home.root)
             done = stack.destroy(deadline=until)
+            killpoint("after-destroy", context.home.root)
             if done.remaining:
                 raise NotYetDestroyed(f"{record.id}/{number} still has {', '.join(done.remaining)}.")
             # A state that lost things says nothing about what it does not name.
             destroyed = _merged(destroyed, done.destroyed if stack.suspect else created)
+        if broken is not None:
+            how += f"; broke the lock {broken.id} that a dead Terraform of {broken.who} left"
     elif attempt.applied_at is not None:
         if not platform.found_by_mark:
             raise NotYetDestroyed(f"{record.id}/{number}: its Terraform directory {place} is gone.")
@@ -211,6 +244,7 @@ def _sweep(context: Context, record: KeptRecord) -> list[Search]:
     while len(searches) < CLEAN_SWEEPS or any(search.found for search in searches[-CLEAN_SWEEPS:]):
         if len(searches) == MOST_SWEEPS:
             break
+        killpoint("between-sweeps", context.home.root)
         time.sleep(platform.consistency_seconds)
         searches.append(platform.sweep(record))
     return searches

@@ -39,11 +39,13 @@ def take_resume_key(context: Context, record: LeaseRecord, key: str, code_hash: 
     """
     _hold(context, record, key)
     store = context.home.checkpoints / record.environment / digest("checkpoint", key)
-    store.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for folder in (store.parent, store):  # parents=True would leave the mode of all but the last to the umask
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = store / _MAKERS
     makers = json.loads(path.read_bytes())["makers"] if path.exists() else []
     last = max((int(place.name) for place in store.iterdir() if place.name.isdecimal()), default=0)
     staged = path.with_suffix(".new")
+    staged.touch(mode=0o600)
     staged.write_text(json.dumps({"key": key, "makers": [*makers, {"after": last, "code_hash": code_hash}]}))
     staged.rename(path)
     return ResumePlace(key, store, tuple(makers))

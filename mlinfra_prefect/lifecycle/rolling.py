@@ -11,6 +11,7 @@ import time
 from datetime import datetime, timedelta
 
 from mlinfra_prefect.errors import MlinfraError, ProbeFailed, RolledBack
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release, current, mark
@@ -206,6 +207,7 @@ def _settle(context: Context, rollout: RolloutRecord, endpoint: EndpointRecord) 
     platform.prolong(endpoint, endpoint.expires_at)
     platform.prolong(rollout, endpoint.expires_at)
     platform.route(endpoint)
+    killpoint("before-retire", context.home.root)
     for other in endpoint.versions:
         if other.state is VersionState.RETIRING and other.rollout is not None:
             _wake(context, other.rollout, other)

@@ -12,8 +12,9 @@ from datetime import timedelta
 from typing import Any
 
 from mlinfra_prefect.errors import AlreadyExists, InvalidInput, LeaseHeld, MlinfraError
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS
+from mlinfra_prefect.lifecycle.leasing import TRIES, TTL_SECONDS, asked_place, beating
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.versions import enter, refuse_second
 from mlinfra_prefect.local.serving import check_servable, check_trusted
@@ -95,6 +96,7 @@ def ask_to_serve(
     """
     shares = canary_shares(canary)
     environment = context.config.environment(serving.environment)
+    client = beating(context, client, serving.environment)
     platform = context.platform(serving.platform or environment.platform)
     check_servable(model.format, serving.predictor)
     artifact = context.artifacts.verified(model.id)
@@ -108,6 +110,8 @@ def ask_to_serve(
             )
         if standing is None:
             continue  # somebody else was faster: theirs stands now
+        serving = serving.revised(auth=standing.serving.auth)
+        killpoint("after-router-record", context.home.root)
         try:
             rollout = _create_rollout(
                 context, standing, artifact, serving, owner=owner, client=client, announce=announce,
@@ -116,6 +120,7 @@ def ask_to_serve(
             if rollout is None:
                 refuse_second(context.endpoint(standing.id))  # theirs is in flight, or has come and gone
                 continue
+            killpoint("after-candidate-record", context.home.root)
             _enter(context, rollout)
         except BaseException as error:
             if created is not None:
@@ -149,6 +154,13 @@ def _standing(context: Context, serving: ServingRequest) -> EndpointRecord | Non
             f"endpoint {endpoint.name!r} answers on port {endpoint.port}, and its URL is stable",
             "Leave the port out, or release the endpoint first.",
         )
+    auth = endpoint.serving.auth or "none"  # a record without it was written before there were tokens
+    if serving.auth not in {None, auth}:
+        raise InvalidInput(
+            "serving.auth",
+            f"endpoint {endpoint.name!r} has auth={auth!r}, and its clients rely on it",
+            "Leave it out, or release the endpoint first.",
+        )
     return endpoint
 
 
@@ -159,6 +171,7 @@ def _create_endpoint(
     """Write an endpoint's record, its name and its port reserved; None when somebody else was faster."""
     ledger = context.ledger
     port = _port(context, platform, serving.port)
+    serving = serving.revised(auth=serving.auth or "token")
     base, now = endpoint_base(serving.environment, serving.name), ledger.now()
     record = EndpointRecord(
         id=f"{base}-{len(ledger.rounds(base)) + 1}",
@@ -168,6 +181,7 @@ def _create_endpoint(
         platform=platform,
         owner=owner,
         client=client,
+        keeper_place=asked_place(context, serving.environment),
         created_at=now,
         renewed_until=now + timedelta(seconds=TTL_SECONDS),
         serving=serving,
@@ -202,6 +216,7 @@ def _create_rollout(
         platform=endpoint.platform,
         owner=owner,
         client=client,
+        keeper_place=asked_place(context, serving.environment),
         created_at=now,
         renewed_until=now + timedelta(seconds=TTL_SECONDS),
         endpoint=endpoint.id,

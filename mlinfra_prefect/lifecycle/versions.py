@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import timedelta
 
 from mlinfra_prefect.errors import EndpointExists, NotFound, RolledBack, RolloutHeld, VersionServes
+from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.endpoint import (
@@ -121,7 +122,10 @@ def give_share(context: Context, rollout: RolloutRecord, share: int) -> Endpoint
         marked = _with(endpoint, rollout.version, state=VersionState.CANARY)
         return endpoint.rerouted(with_share(marked, rollout.version, share))
 
-    return decide(context, rollout.endpoint, change, f"version {rollout.version}: canary, {share} %")
+    killpoint("before-share", context.home.root)
+    given = decide(context, rollout.endpoint, change, f"version {rollout.version}: canary, {share} %")
+    killpoint("after-share", context.home.root)
+    return given
 
 
 def promote(context: Context, endpoint_id: str, number: int, *, reason: str = "") -> EndpointRecord:
@@ -165,7 +169,10 @@ def promote(context: Context, endpoint_id: str, number: int, *, reason: str = ""
         )
         return endpoint.rerouted(versions)
 
-    return decide(context, endpoint_id, change, f"version {number}: promoted{f': {reason}' if reason else ''}")
+    killpoint("before-promote", context.home.root)
+    after = decide(context, endpoint_id, change, f"version {number}: promoted{f': {reason}' if reason else ''}")
+    killpoint("after-promote", context.home.root)
+    return after
 
 
 def leave(context: Context, rollout: RolloutRecord, reason: str) -> None:

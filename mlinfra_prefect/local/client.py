@@ -73,6 +73,7 @@ def infer(
     name: str,
     inputs: Any,
     *,
+    token: str | None = None,
     datatype: str | None = None,
     output: str | None = None,
     timeout: float = 30,
@@ -83,6 +84,7 @@ def infer(
         url: the endpoint's.
         name: the model's name in the URL.
         inputs: a nested list, or anything with ``tolist()``; the first axis is the examples.
+        token: the endpoint's; None: it asks for none.
         datatype: the protocol's (``FP32``, ``INT64``, ``BYTES``, …); None: BOOL, INT64, FP64 or BYTES by the values.
         output: the output wanted, and then the only one computed where the model can; None: ``predict`` where the
             answer has it, otherwise the first.
@@ -93,7 +95,7 @@ def infer(
 
     Raises:
         InvalidInput: the URL is not an http address, the inputs are ragged or mixed, or the server refused the
-            request (its sentence is in the error).
+            request (its sentence is in the error) or the token.
         EndpointNotReady: nobody answers there, or not in time, or the model is not loaded.
         PermanentError: the model itself failed; the message carries what it raised.
     """
@@ -106,7 +108,7 @@ def infer(
         request["outputs"] = [{"name": output}]
     path = f"/v2/models/{urllib.parse.quote(name, safe='')}/infer"
     try:
-        answer = _ask(url.rstrip("/") + path, json.dumps(request).encode(), timeout)
+        answer = _ask(url.rstrip("/") + path, json.dumps(request).encode(), timeout, token)
         outputs = {entry["name"]: entry for entry in answer["outputs"]}
         chosen = outputs[output or ("predict" if "predict" in outputs else next(iter(outputs)))]
         return _nest(list(chosen["data"]), list(chosen["shape"]))
@@ -120,9 +122,18 @@ def infer(
         raise PermanentError(f"What answered at {url} does not speak the Open Inference Protocol v2.") from error
 
 
-def _ask(url: str, body: bytes | None, timeout: float) -> dict[str, Any]:
+def bearer(token: str | None) -> dict[str, str]:
+    """The header that shows a token; none where there is none to show."""
+    return {} if token is None else {"Authorization": f"Bearer {token}"}
+
+
+def _ask(url: str, body: bytes | None, timeout: float, token: str | None = None) -> dict[str, Any]:
     """One request; raises what urllib raises, ValueError where the answer is no JSON object."""
-    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})  # noqa: S310
+    request = urllib.request.Request(  # noqa: S310
+        url, data=body, headers={"Content-Type": "application/json"}
+    )
+    for key, value in bearer(token).items():
+        request.add_unredirected_header(key, value)  # whoever answers with another address does not get it
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({})) if _loopback(request.host) else None
     with (opener.open if opener else urllib.request.urlopen)(request, timeout=timeout) as response:
         answer = json.load(response)
@@ -149,6 +160,8 @@ def _refusal(error: urllib.error.HTTPError, url: str, name: str) -> Exception:
         said = str(json.load(error)["error"])
     except (OSError, ValueError, KeyError, TypeError):
         said = str(error.reason)
+    if error.code == http.client.UNAUTHORIZED:
+        return InvalidInput("token", said, "`mlinfra-prefect endpoints --token NAME` prints it.")
     if error.code == http.client.SERVICE_UNAVAILABLE:
         return EndpointNotReady(f"The model {name!r} at {url} is not ready: {said}")
     if error.code < http.client.INTERNAL_SERVER_ERROR:

@@ -21,10 +21,10 @@ from typing import Any
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NodeLost
-from mlinfra_prefect.local import client, process, routing
+from mlinfra_prefect.local import client, process, routing, tokens
 from mlinfra_prefect.local.node import LocalNode, revoke
 from mlinfra_prefect.local.serving import serve_spec
-from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
+from mlinfra_prefect.model.endpoint import TOKEN, EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
 from mlinfra_prefect.model.marks import marks
 from mlinfra_prefect.model.names import token
@@ -195,9 +195,15 @@ class LocalPlatform:
         """Look for processes that carry the record's id, and end them."""
         return process.sweep(record.ledger_id, record.id)
 
-    def tidy(self, record: KeptRecord, attempt: Attempt) -> None:  # noqa: ARG002 (the protocol's; clouds need it)
-        """Keep a released node's logs and delete the rest of its directory. Idempotent; files never stop a release."""
+    def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
+        """Keep a released node's logs and delete the rest of its directory. Idempotent; files never stop a release.
+
+        An endpoint's token goes with it.
+        """
         node_dir = Path(attempt.node_dir)
+        if isinstance(record, EndpointRecord):
+            with contextlib.suppress(OSError):
+                (node_dir.parent.parent / TOKEN).unlink(missing_ok=True)
         if not node_dir.is_dir():
             return
         logs = node_dir.parent.parent / "logs"
@@ -221,7 +227,13 @@ class LocalPlatform:
 
     def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
         """Ask one version's server for its answer to one row, past the router."""
-        return client.infer(rollout.urls[0], rollout.name, [row])
+        return client.infer(rollout.urls[0], rollout.name, [row], token=self.token(rollout))
+
+    def token(self, record: EndpointRecord | RolloutRecord) -> str | None:
+        """The token of an endpoint (a rollout's is its endpoint's); None: it asks for none, or is not up here."""
+        if record.attempt is None:
+            return None
+        return tokens.read(tokens.token_file(record, Path(record.attempt.node_dir).parent.parent))
 
     def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
         """Let what is up live until a moment, which may have moved (None: until it is revoked). Idempotent."""

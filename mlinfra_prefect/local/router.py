@@ -4,13 +4,14 @@ It exists because versions come and go while clients keep one URL. It is a progr
 nothing of ours and also runs as ``python -I router.py``), because it must outlive whoever deployed it. It speaks
 HTTP/1.1 by itself, on the standard library alone: an ASGI server and an HTTP client in between cost more than a small
 model's whole prediction (the ADR has the figures), and would not pass messages on byte for byte. It refuses to listen
-or to route anywhere else than on loopback (it has no authentication), to be unsure where a message ends, and to follow
-routes that are malformed or older than those that it follows.
+or to route anywhere else than on loopback (it has no TLS), to be unsure where a message ends, and to follow routes that
+are malformed or older than those that it follows.
 
 Usage::
 
     router.py --name NAME --routes FILE --fd N            # a listening socket that the supervisor holds and passes on
     router.py --name NAME --routes FILE --host 127.0.0.1 --port N
+              [--token-file FILE]                         # what clients must show; without it, anybody may ask
               [--timeout-seconds 60]                      # of silence, for each try
               [--down-seconds 30]                         # of less load, before a scaled version has fewer servers
 
@@ -34,6 +35,10 @@ replica, else on another version with a share, else 100 ms later on the same. In
 headers (hop-by-hop ones apart), bodies, statuses and reasons pass byte for byte; requests are buffered up to 64 MiB
 (413), answers are streamed.
 
+With a token file (one line, read once, at the start), a request must say ``Authorization: Bearer TOKEN``, or is refused
+with 401 before its body is read. The header travels on: the servers ask for it, too. Only whether there is life may be
+asked by anybody, by GET or HEAD: ``/mlinfra/health``, ``/v2/health/live`` and ``/v2/health/ready``.
+
 Own pages: ``/mlinfra/health``, ``/mlinfra/state`` (JSON, schema mlinfra-prefect/router/1) and ``/mlinfra/metrics``
 (Prometheus). SIGTERM: what is in progress gets 2 s.
 
@@ -48,6 +53,7 @@ import bisect
 import contextlib
 import errno
 import gc
+import hmac
 import ipaddress
 import json
 import math
@@ -91,7 +97,11 @@ BACKLOG = 1024
 BOUNDS = tuple(round(10 ** (exponent / 5), 6) for exponent in range(-17, 10))
 """Upper bounds of the latency histogram, in seconds: five to the decade, 0.4 ms to 63 s."""
 
+OPEN = frozenset({b"/mlinfra/health", b"/v2/health/live", b"/v2/health/ready"})
+"""What a load balancer may ask without a token: each says no more than that there is life."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TOKEN_LINE = re.compile(rb"([A-Za-z0-9._~+/-]{16,512}=*)\n?")  # what RFC 6750 allows
 _URL = re.compile(r"http://(?:(127(?:\.\d{1,3}){3}|localhost)|\[(::1)\]):(\d{1,5})/?")
 
 
@@ -442,21 +452,21 @@ _OF_ONE_HOP = (
     rb"connection|keep-alive|proxy-authenticate|proxy-authorization|proxy-connection|te|trailer|transfer-encoding"
     rb"|upgrade"
 )
-_FOR_US = rb"content-length|expect|host|mlinfra-version"
+_FOR_US = rb"authorization|content-length|expect|host|mlinfra-version"
 _TOLD = re.compile(
     rb"^(" + _OF_ONE_HOP + rb"|" + _FOR_US + rb"):[ \t]*([^\r]*?)[ \t]*\r\n", re.IGNORECASE | re.MULTILINE
 )
 _STAY = frozenset(_OF_ONE_HOP.split(b"|"))
 _TRAVEL = frozenset(_FOR_US.split(b"|"))
 _REASONS = {
-    200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 413: "Content Too Large",
-    417: "Expectation Failed", 431: "Request Header Fields Too Large", 501: "Not Implemented",
+    200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 405: "Method Not Allowed",
+    413: "Content Too Large", 417: "Expectation Failed", 431: "Request Header Fields Too Large", 501: "Not Implemented",
     503: "Service Unavailable",
 }  # fmt: skip
 
 
 class Malformed(ValueError):
-    """A message that cannot be passed on safely: a sentence, and the status of the refusal."""
+    """A message that cannot, or must not, be passed on: a sentence, and the status of the refusal."""
 
     def __init__(self, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -520,6 +530,7 @@ class Asked:
     target: bytes
     fields: bytes
     version: bytes | None
+    credentials: bytes | None
     length: int
     chunked: bool
     waits: bool  # for "100 Continue"
@@ -559,9 +570,24 @@ def parse_request(block: bytes) -> Asked:
         raise Malformed(f"The request has {length} bytes; at most {MOST_BODY} are taken.", 413)
     waits = expects is not None and minor == b"1"
     return Asked(
-        method, target, kept, told.get(b"mlinfra-version"), length or 0, chunked, waits, minor == b"0",
-        _closes(minor, told),
+        method, target, kept, told.get(b"mlinfra-version"), told.get(b"authorization"), length or 0, chunked, waits,
+        minor == b"0", _closes(minor, told),
     )  # fmt: skip
+
+
+def check_allowed(asked: Asked, token: bytes | None) -> None:
+    """Refuse a request that does not show the token, where one is wanted and the page is not open. Pure.
+
+    Raises:
+        Malformed: with the status 401.
+    """
+    if token is None or (asked.target in OPEN and asked.method in {b"GET", b"HEAD"} and not asked.length):
+        return
+    scheme, _, shown = (asked.credentials or b"").partition(b" ")
+    # Compared as a whole, in a time that does not tell how much of it was right.
+    if not hmac.compare_digest(shown.strip(b" "), token) or scheme.lower() != b"bearer":
+        told = "The token is missing" if asked.credentials is None else "The token is wrong"
+        raise Malformed(f"{told}: send the header 'Authorization: Bearer TOKEN'.", 401)
 
 
 @dataclass(slots=True)
@@ -1036,6 +1062,7 @@ class Client(asyncio.Protocol):
             return b""
         self._ahead = b""
         self._asked = parse_request(data[: end + 2])
+        check_allowed(self._asked, self.router.token)
         self._body = Body(None if self._asked.chunked else self._asked.length, chunked=self._asked.chunked)
         self.closes |= self._asked.closes
         rest = data[end + 4 :]
@@ -1088,9 +1115,10 @@ class Client(asyncio.Protocol):
     def _refuse(self, error: Malformed) -> None:
         self._refused, self._body, self._parts, self._ahead = True, None, [], b""
         content = json.dumps({"error": str(error)}).encode()
+        asks = ['WWW-Authenticate: Bearer realm="mlinfra-prefect"'] if error.status == 401 else []
         lines = [
             f"HTTP/1.1 {error.status} {_REASONS[error.status]}", "Content-Type: application/json",
-            f"Content-Length: {len(content)}", "Connection: close", "", "",
+            f"Content-Length: {len(content)}", *asks, "Connection: close", "", "",
         ]  # fmt: skip
         self.transport.write("\r\n".join(lines).encode() + content)
         self.transport.write_eof()
@@ -1108,8 +1136,11 @@ class Client(asyncio.Protocol):
 class Router:
     """The routes, the connections and the counters of one endpoint; everything happens in one event loop."""
 
-    def __init__(self, name: str, routes: Path, timeout: float, patience: float = DOWN_SECONDS) -> None:
+    def __init__(
+        self, name: str, routes: Path, timeout: float, patience: float = DOWN_SECONDS, token: bytes | None = None
+    ) -> None:
         self.name, self.routes, self.timeout, self.patience = name, routes, timeout, patience
+        self.token = token
         self.loop = asyncio.get_running_loop()
         self.picker = Picker(Table(0, ()))
         self.problem: str | None = None
@@ -1336,17 +1367,15 @@ class Router:
         return "\n".join(lines) + "\n"
 
 
-async def route(name: str, routes: Path, listening: socket.socket, patience: float, down: float) -> None:
+async def route(arguments: argparse.Namespace, listening: socket.socket, token: bytes | None) -> None:
     """Route until SIGTERM or SIGINT, then let what is in progress end.
 
     Args:
-        name: the endpoint's.
-        routes: the file.
+        arguments: of the program.
         listening: where clients come.
-        patience: seconds of silence, for each try.
-        down: seconds of less load before a scaled version has fewer servers.
+        token: what requests must show; None: nothing.
     """
-    router = Router(name, routes, patience, down)
+    router = Router(arguments.name, arguments.routes, arguments.timeout_seconds, arguments.down_seconds, token)
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         router.loop.add_signal_handler(signum, stop.set)
@@ -1374,7 +1403,7 @@ def reserve(host: str, port: int) -> socket.socket:
     except ValueError:
         raise RefusedToRoute(EXIT_USAGE, f"--host {host!r} is not an IP address; use 127.0.0.1.") from None
     if not address.is_loopback:
-        message = f"--host {host} is not loopback, and this router has no authentication; use 127.0.0.1."
+        message = f"--host {host} is not loopback, and this router has no TLS; use 127.0.0.1."
         raise RefusedToRoute(EXIT_USAGE, message)
     if not 0 < port < 1 << 16:
         raise RefusedToRoute(EXIT_USAGE, f"--port {port} is not between 1 and 65535.")
@@ -1408,9 +1437,22 @@ def inherit(descriptor: int) -> socket.socket:
         raise RefusedToRoute(EXIT_USAGE, f"--fd {descriptor} is not a TCP socket that listens.")
     host = inherited.getsockname()[0]
     if not ipaddress.ip_address(host).is_loopback:
-        message = f"--fd {descriptor} listens on {host}, not on loopback, and this router has no authentication."
+        message = f"--fd {descriptor} listens on {host}, not on loopback, and this router has no TLS."
         raise RefusedToRoute(EXIT_USAGE, message)
     return inherited
+
+
+def read_token(path: Path | None) -> bytes | None:
+    """Return the token in a file; None where none is wanted. What is in the file is never told."""
+    if path is None:
+        return None
+    try:
+        found = _TOKEN_LINE.fullmatch(path.read_bytes())
+    except OSError as error:
+        raise RefusedToRoute(EXIT_USAGE, f"--token-file {path} cannot be read ({error.strerror}).") from None
+    if found is None:
+        raise RefusedToRoute(EXIT_USAGE, f"--token-file {path} is not one line with a token of 16 characters or more.")
+    return found[1]
 
 
 def _allow_connections() -> None:
@@ -1433,6 +1475,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     where.add_argument("--fd", type=int, metavar="N", help="an inherited socket that listens on loopback")
     where.add_argument("--port", type=int, metavar="N")
     parser.add_argument("--host", default="127.0.0.1", help="a loopback address, with --port")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="what requests must show")
     parser.add_argument("--timeout-seconds", type=float, default=60.0, metavar="S", help="of silence, for each try")
     parser.add_argument("--down-seconds", type=float, default=DOWN_SECONDS, metavar="S", help="of less load")
     arguments = parser.parse_args(argv)
@@ -1451,15 +1494,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, _stop)
     try:
+        token = read_token(arguments.token_file)
         given = arguments.fd is not None
         listening = inherit(arguments.fd) if given else reserve(arguments.host, arguments.port)
     except RefusedToRoute as refusal:
         sys.stderr.write(f"mlinfra-prefect router: {refusal}\n")
         return refusal.code
     _allow_connections()
-    asyncio.run(
-        route(arguments.name, arguments.routes, listening, arguments.timeout_seconds, arguments.down_seconds)
-    )  # fmt: skip
+    asyncio.run(route(arguments, listening, token))
     return 0
 
 

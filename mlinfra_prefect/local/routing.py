@@ -19,6 +19,8 @@ from typing import Any
 
 from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.errors import EndpointNotReady
+from mlinfra_prefect.local import tokens
+from mlinfra_prefect.local.client import bearer
 from mlinfra_prefect.local.serving import FINAL
 from mlinfra_prefect.model.endpoint import GONE, EndpointRecord
 from mlinfra_prefect.model.served import Served, ServedVersion
@@ -58,6 +60,10 @@ def router_spec(endpoint: EndpointRecord, node_dir: Path) -> dict[str, Any]:
         "--name", endpoint.name,
         "--routes", str(node_dir / ROUTES),
     ]  # fmt: skip
+    token = tokens.token_file(endpoint, node_dir.parent.parent)
+    if token is not None:
+        tokens.ensure(token)
+        argv += ["--token-file", str(token)]
     return {"argvs": [argv], "env": {}, "cwd": str(node_dir), "listen": endpoint.port, "final": FINAL}
 
 
@@ -87,7 +93,11 @@ def route(endpoint: EndpointRecord, seconds: float = ROUTE_SECONDS) -> Served:
 
 def served(endpoint: EndpointRecord) -> Served | None:
     """Return what the router does now; None where it does not answer. Blocks for two seconds at most."""
-    told = _get(f"{endpoint.url}/mlinfra/state")
+    attempt = endpoint.attempt
+    if attempt is None:
+        return None
+    place = Path(attempt.node_dir).parent.parent
+    told = _get(f"{endpoint.url}/mlinfra/state", tokens.read(tokens.token_file(endpoint, place)))
     if told is None or told.get("name") != endpoint.name:
         return None
     return Served(
@@ -99,7 +109,7 @@ def served(endpoint: EndpointRecord) -> Served | None:
 
 def routes(url: str) -> bool:
     """Whether a router answers there."""
-    return _get(f"{url}/mlinfra/state") is not None
+    return _get(f"{url}/mlinfra/health") is not None
 
 
 def _version(told: Mapping[str, Any]) -> ServedVersion:
@@ -115,9 +125,12 @@ def _version(told: Mapping[str, Any]) -> ServedVersion:
     )
 
 
-def _get(url: str) -> dict[str, Any] | None:
+def _get(url: str, token: str | None = None) -> dict[str, Any] | None:
+    request = urllib.request.Request(url)  # noqa: S310 (a record's URL, on loopback)
+    for key, value in bearer(token).items():
+        request.add_unredirected_header(key, value)
     try:
-        with _OPENER.open(url, timeout=ANSWER_SECONDS) as answer:
+        with _OPENER.open(request, timeout=ANSWER_SECONDS) as answer:
             found = json.load(answer)
     except (OSError, ValueError, http.client.HTTPException):
         return None

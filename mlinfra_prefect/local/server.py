@@ -4,17 +4,21 @@ It exists because a served model must run in an environment of its own (the mode
 file is a program rather than a library: it imports nothing of ours, needs only KServe, numpy and, for `sklearn-skops`,
 scikit-learn and skops, and also runs as ``python -I server.py``. It refuses to do three things: to load a file whose
 sha256 is not the one the artifact records, to build a type that nobody said to trust, and to listen anywhere else
-than on loopback (it has no authentication).
+than on loopback (it has no TLS).
 
 Usage::
 
     server.py --model-dir DIR --sha256-manifest FILE --name NAME --host 127.0.0.1 --port N
               --format sklearn-skops [--trusted-type TYPE]...
     server.py ... --format python --code-dir DIR --predictor file.py:function
+    server.py ... --token-file FILE
 
 Protocol: Open Inference Protocol v2 (``GET /v2/health/ready``, ``POST /v2/models/NAME/infer``) and ``GET /metrics``.
 The port is reserved at once and listens only when the model is loaded: until then connections are refused, so *ready*
 never means *about to be*. One prediction runs at a time, in one thread, while health checks go on being answered.
+
+With a token file (one line, read once, at the start), everything but ``/v2/health/live`` and ``/v2/health/ready`` asks
+for ``Authorization: Bearer TOKEN``, and is refused with 401 without it.
 
 Formats:
     sklearn-skops: the one ``*.skops`` file of the manifest. Takes one tensor of shape [rows, features]; answers
@@ -36,6 +40,7 @@ import argparse
 import errno
 import gc
 import hashlib
+import hmac
 import importlib
 import ipaddress
 import json
@@ -54,7 +59,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -65,7 +70,11 @@ EXIT_USAGE, EXIT_CORRUPTED, EXIT_PORT_TAKEN, EXIT_UNTRUSTED, EXIT_UNLOADABLE = 2
 # Seconds that requests in progress may take after SIGTERM; the rest of the promised 2 s is for the interpreter to end.
 DRAIN_SECONDS = 1
 
+OPEN = frozenset({"/v2/health/live", "/v2/health/ready"})
+"""What the router and a load balancer may ask without a token: each says no more than that there is life."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TOKEN_LINE = re.compile(rb"([A-Za-z0-9._~+/-]{16,512}=*)\n?")  # what RFC 6750 allows
 # The JSON values each datatype takes, as the kinds numpy gives them: "1" is no number and 1.5 is no integer, so that
 # a mistaken client gets a sentence rather than a plausible wrong prediction.
 _KINDS = {"BOOL": "b", "BYTES": "US", "FP32": "iuf", "FP64": "iuf"} | {
@@ -103,7 +112,7 @@ def reserve(host: str, port: int) -> socket.socket:
     except ValueError:
         raise RefusedToServe(EXIT_USAGE, f"--host {host!r} is not an IP address; use 127.0.0.1.") from None
     if not address.is_loopback:
-        message = f"--host {host} is not loopback, and this server has no authentication; use 127.0.0.1."
+        message = f"--host {host} is not loopback, and this server has no TLS; use 127.0.0.1."
         raise RefusedToServe(EXIT_USAGE, message)
     if not 0 < port < 1 << 16:
         raise RefusedToServe(EXIT_USAGE, f"--port {port} is not between 1 and 65535.")
@@ -130,6 +139,19 @@ def _claim(call: Callable[[Any], None], argument: object, port: int) -> None:
         else:
             raise
         raise RefusedToServe(EXIT_PORT_TAKEN, message) from None
+
+
+def read_token(path: Path | None) -> bytes | None:
+    """Return the token in a file; None where none is wanted. What is in the file is never told."""
+    if path is None:
+        return None
+    try:
+        found = _TOKEN_LINE.fullmatch(path.read_bytes())
+    except OSError as error:
+        raise RefusedToServe(EXIT_USAGE, f"--token-file {path} cannot be read ({error.strerror}).") from None
+    if found is None:
+        raise RefusedToServe(EXIT_USAGE, f"--token-file {path} is not one line with a token of 16 characters or more.")
+    return found[1]
 
 
 def verify(model_dir: Path, manifest: Path) -> tuple[Path, ...]:
@@ -377,7 +399,34 @@ def kserve_model(name: str, predictor: Predictor, turnstile: Turnstile) -> Any:
     return model
 
 
-def rest_server(model: Any, port: int) -> Any:
+class Doorkeeper:
+    """ASGI middleware: lets a request in that shows the token, and answers all others 401."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]], token: bytes) -> None:
+        self.app, self.token = app, token
+
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan" or scope.get("path") in OPEN or self.allows(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] != "http":
+            raise RuntimeError("only HTTP is served here")
+        content = json.dumps({"error": "The token is missing or wrong: send 'Authorization: Bearer TOKEN'."}).encode()
+        headers = [
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(content)),
+            (b"www-authenticate", b'Bearer realm="mlinfra-prefect"'),
+        ]  # fmt: skip
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def allows(self, scope: dict[str, Any]) -> bool:
+        """Whether the one Authorization header of a request shows the token; compared in constant time."""
+        shown = [value for name, value in scope.get("headers", ()) if name == b"authorization"]
+        scheme, _, token = (shown[0] if len(shown) == 1 else b"").partition(b" ")
+        return hmac.compare_digest(token.strip(b" "), self.token) and scheme.lower() == b"bearer"
+
+
+def rest_server(model: Any, port: int, token: bytes | None) -> Any:
     """KServe's REST server around that one model, with its rough edges off; it neither binds nor listens."""
     import kserve
     from fastapi.exceptions import RequestValidationError
@@ -413,6 +462,8 @@ def rest_server(model: Any, port: int) -> Any:
             # KServe logs a traceback for every bad request, and FastAPI answers 422 with its own structure.
             for mistake in (InvalidInput, ModelNotFound, RequestValidationError):
                 app.add_exception_handler(mistake, refuse)
+            if token is not None:
+                app.add_middleware(Doorkeeper, token=token)  # added last, so it is asked first
 
     server = kserve.ModelServer(workers=1, enable_grpc=False, enable_latency_logging=False)
     server.register_model(model)
@@ -427,11 +478,11 @@ def rest_server(model: Any, port: int) -> Any:
     return rest
 
 
-def serve(name: str, predictor: Predictor, bound: socket.socket) -> None:
+def serve(name: str, predictor: Predictor, bound: socket.socket, token: bytes | None = None) -> None:
     """Answer requests until SIGTERM or SIGINT; blocks. KServe is imported here, after everything that can refuse."""
     turnstile = Turnstile()
     # ModelServer.start would bind 0.0.0.0: the host is fixed there. Its REST server takes a bound socket instead.
-    rest = rest_server(kserve_model(name, predictor, turnstile), bound.getsockname()[1])
+    rest = rest_server(kserve_model(name, predictor, turnstile), bound.getsockname()[1], token)
     listen(bound)
     gc.enable()
     try:
@@ -474,6 +525,7 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--trusted-type", action="append", default=[], metavar="TYPE", help="repeatable")
     parser.add_argument("--predictor", metavar="FILE.py:FUNCTION", help="for --format python")
     parser.add_argument("--code-dir", type=Path, metavar="DIR", help="for --format python")
+    parser.add_argument("--token-file", type=Path, metavar="FILE", help="what requests must show")
     arguments = parser.parse_args(argv)
     if not _NAME.fullmatch(arguments.name):
         parser.error(f"--name {arguments.name!r} must match {_NAME.pattern}")
@@ -515,10 +567,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Importing allocates hundreds of thousands of objects that stay: collecting in between costs a tenth of the start.
     gc.disable()
     try:
+        token = read_token(arguments.token_file)
         bound = reserve(arguments.host, arguments.port)
         predictor = _load(arguments, verify(arguments.model_dir, arguments.sha256_manifest))
         log.info("model %s loaded after %.1f s", arguments.name, time.perf_counter() - started)
-        serve(arguments.name, predictor, bound)
+        serve(arguments.name, predictor, bound, token)
     except RefusedToServe as refusal:
         sys.stderr.write(f"mlinfra-prefect server: {refusal}\n")
         return refusal.code

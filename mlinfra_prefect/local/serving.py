@@ -12,6 +12,7 @@ from typing import Any
 from mlinfra_prefect.agent import allowlist, environments, groups
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput
+from mlinfra_prefect.local import tokens
 from mlinfra_prefect.local.serving_requirements import serving_requirements
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.endpoint import REPLICAS, RolloutRecord
@@ -106,6 +107,10 @@ def serve_spec(record: RolloutRecord, cache: Path, node_dir: Path, marks: Mappin
     ]  # fmt: skip
     if record.serving.predictor:
         argv += ["--predictor", record.serving.predictor, "--code-dir", str(artifact.path)]
+    token = tokens.token_file(record, node_dir.parent.parent)
+    if token is not None:
+        tokens.ensure(token)
+        argv += ["--token-file", str(token)]
     for trusted in record.serving.trusted_types:
         argv += ["--trusted-type", trusted]
     argvs = [[*argv, "--port", str(port)] for port in record.ports]

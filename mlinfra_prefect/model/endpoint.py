@@ -52,6 +52,8 @@ VERSION_TRANSITIONS: Mapping[VersionState, frozenset[VersionState]] = {
 }
 
 
+TOKEN = "token"  # noqa: S105 (a file's name)
+"""In an endpoint's directory: what its clients must show, one line, readable by its owner only."""
 REPLICAS = "replicas.json"
 """In a rollout's directory: how many of its servers shall run. The router writes it, the agent follows it."""
 

@@ -73,8 +73,11 @@ class Environment(Record):
         description="Inputs must lie under one of these; empty: anywhere readable.",
         examples=[["/data"]],
     )
-    keeper_place: Literal["process", "foreground"] | None = Field(
-        default=None, title="Keeper's place", description="Where it lives; detected when not given."
+    keeper_place: Literal["process", "foreground", "service"] | None = Field(
+        default=None,
+        title="Keeper's place",
+        description="Where it lives; 'service': `mlinfra-prefect keeper` runs somewhere. Detected when not given.",
+        examples=["service"],
     )
 
     def admit(self, request: TrainingRequest) -> TrainingRequest:

@@ -104,11 +104,20 @@ class Attempt(Record):
 
 
 class Client(Record):
-    """Who a lease is for: a process, or nobody by design (``up``)."""
+    """Who a lease is for: a process, a run in a process that outlives it, or nobody by design (``up``)."""
 
-    kind: Literal["process", "none"] = Field(title="Kind", description="A process, or nobody by design.")
+    kind: Literal["process", "flow_run", "none"] = Field(
+        title="Kind",
+        description="A process; a run whose process proves nothing by living, so it must beat; nobody by design.",
+        examples=["process"],
+    )
     process: ProcessIdentity | None = Field(
-        default=None, title="Process", description="The one that runs the flow; None: nobody by design."
+        default=None, title="Process", description="The one that runs the flow or task; None: nobody by design."
+    )
+    heartbeat_at: Moment | None = Field(
+        default=None,
+        title="Heartbeat at",
+        description="When it last said that it lives, on the ledger's clock; None: it is seen by its process alone.",
     )
     ended_at: Moment | None = Field(default=None, title="Ended at", description="The client said that it is done.")
     lost_at: Moment | None = Field(default=None, title="Lost at", description="The keeper found it gone.")
@@ -161,6 +170,12 @@ class Kept(Record):
     )
     keeper: Keeper | None = Field(default=None, title="Keeper", description="Who owns it; None: nobody yet.")
     client: Client = Field(title="Client", description="Who it is for.")
+    keeper_place: Literal["service"] | None = Field(
+        default=None,
+        title="Asked keeper's place",
+        description="'service': only a keeper service begins it; None: the keeper that its asker has started.",
+        examples=["service"],
+    )
     attempts: tuple[Attempt, ...] = Field(
         default=(), title="Attempts", description="Every offer tried, oldest first; none is ever forgotten."
     )

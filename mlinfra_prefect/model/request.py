@@ -208,6 +208,11 @@ class ServingRequest(Record):
         le=65535,
         examples=[8123],
     )
+    auth: Literal["token", "none"] | None = Field(
+        default=None,
+        title="Authentication",
+        description="Whether who asks must show the endpoint's token; a new endpoint's is 'token' when not given.",
+    )
     replicas: int = Field(
         default=1,
         title="Replicas",

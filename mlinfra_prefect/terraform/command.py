@@ -62,6 +62,11 @@ def state_pull(engine: Path) -> list[str]:
     return _argv(engine, "state pull")
 
 
+def force_unlock(engine: Path, lock_id: str) -> list[str]:
+    """``force-unlock`` of exactly that lock, without a question."""
+    return [str(engine), "force-unlock", "-force", lock_id]
+
+
 _COMMON: dict[str, Any] = {
     "input": False,
     "json": IsFlagged,

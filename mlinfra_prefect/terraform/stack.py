@@ -8,6 +8,7 @@ interrupted. Nothing here decides *whether* to destroy, retry or give up.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from mlinfra_prefect.errors import (
     OperationTimedOut,
     PermanentError,
     StateLocked,
+    TerraformFailed,
 )
-from mlinfra_prefect.terraform import bundle, command, lock, module, planned, state
+from mlinfra_prefect.terraform import bundle, command, lock, module, planned, stale, state
 from mlinfra_prefect.terraform.files import private_directory, write_private
 from mlinfra_prefect.terraform.layout import Layout
 from mlinfra_prefect.terraform.operation import Runner
@@ -103,6 +105,24 @@ class Stack:
         applied = any(layout.output.glob("*-apply.out"))
         return applied and not layout.has_backend and not layout.state.exists()
 
+    def why_suspect(self) -> str:
+        """Why the state cannot tell all that exists, or existed; empty where it can. What it is told by stays 0600."""
+        layout = self._layout
+        errored = layout.workdir / "errored.tfstate"
+        if errored.exists():
+            errored.chmod(0o600)
+            return f"Terraform could not store it ({errored} is what it would have stored)"
+        if layout.suspect.exists():
+            return layout.suspect.read_text(encoding="utf-8", errors="replace").strip() or "it was marked suspect"
+        if self.suspect:
+            return "an apply left none"
+        if not layout.has_backend and layout.state.exists():
+            try:
+                state.read(layout.state)
+            except TerraformFailed:
+                return f"cannot be read ({layout.state.stat().st_size} bytes)"
+        return ""
+
     def mark_suspect(self, reason: str) -> None:
         """Says that the state can no longer be trusted: a Terraform of it was ended, and not by its starter."""
         write_private(self._layout.suspect, f"{reason}\n".encode())
@@ -118,6 +138,27 @@ class Stack:
     def outputs(self) -> Mapping[str, Any]:
         """Values of the root module's outputs in the state; none where there is no state. Raises like `resources`."""
         return self._state().outputs
+
+    def break_stale_lock(self) -> stale.Held | None:
+        """Break the lock that a dead Terraform left beside a local state; returns it, None where there was none.
+
+        Idempotent. The lock of a Terraform that runs, and one that was taken on another host, is left as it is.
+        """
+        path = stale.beside(self._layout.state)
+        held = stale.read(path)
+        if held is None or not held.here:
+            return None
+        try:
+            descriptor = lock.acquire(self.lock_file)  # and nobody starts one meanwhile
+        except StateLocked:
+            return None
+        try:
+            if stale.read(path) != held:
+                return None
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+        return held
 
     # --- what can be done --------------------------------------------------------------------------------------------
 
@@ -155,8 +196,8 @@ class Stack:
             _check_json(name, value)
         self._check_free()
         private_directory(self.directory).chmod(0o700)
-        for stale in (layout.plan, layout.plan_json):
-            stale.unlink(missing_ok=True)
+        for former in (layout.plan, layout.plan_json):
+            former.unlink(missing_ok=True)
         shutil.rmtree(layout.root, ignore_errors=True)
         module.copy(found, layout.root)
         write_private(layout.var_file, json.dumps(dict(variables)).encode())
@@ -234,7 +275,7 @@ class Stack:
                 continue
             tried = True
             try:
-                attempt(deadline, on_event)
+                self._unlocked(attempt, deadline, on_event)
             except (StateLocked, OperationTimedOut):
                 raise
             except MlinfraError as failed:
@@ -252,6 +293,27 @@ class Stack:
             f"The stack in {self.directory} has resources and neither its module nor its teardown bundle is there.",
             f"Destroy by hand: {_list(remaining)}.",
         )
+
+    def _unlocked(self, attempt: Callable[[float, Listener], None], deadline: float, on_event: Listener) -> None:
+        """Make an attempt; where a dead Terraform of this host left the backend's lock, break that one and try again.
+
+        One that another host took stays, with what to do about it.
+        """
+        began = time.time()
+        try:
+            attempt(deadline, on_event)
+        except StateLocked as error:
+            held = stale.described(error.message, before=began)
+            if held is None or self.in_flight():
+                raise
+            if not held.here:
+                raise StateLocked(
+                    f"The state in {self.directory} is locked by {held.who}, which cannot be seen from here.",
+                    f"Where that is certainly gone: terraform force-unlock {held.id}.",
+                ) from error
+            root = self._layout.bundle if attempt == self._destroy_by_bundle else self._layout.workdir
+            self._runner.succeed(command.force_unlock(self.engine.path, held.id), root, deadline)
+            attempt(deadline, on_event)
 
     def _destroy_by_module(self, deadline: float, on_event: Listener) -> None:
         layout = self._layout

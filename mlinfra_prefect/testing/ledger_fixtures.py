@@ -41,6 +41,13 @@ class Spoil(Protocol):
         """Spoil the record; its state and version stay."""
 
 
+class Lose(Protocol):
+    """Loses the store "first" behind the ledger's back: its bucket is deleted, its file removed, its table dropped."""
+
+    def __call__(self) -> None:
+        """Lose the store, with open handles of it around."""
+
+
 class LedgerFixtures:
     """Fixtures for tests of a ledger, over the fixture `open_ledger` of the store's author."""
 

@@ -9,7 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -20,8 +20,7 @@ from mlinfra_prefect.testing.records import sample_lease
 
 WRITERS = 24
 PROCESSES = 4
-WINS = 3
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 Act = Callable[[Ledger, int], Any]
 Contend = Callable[[Act], list[Any]]
@@ -30,11 +29,20 @@ Contend = Callable[[Act], list[Any]]
 class RaceRules(LedgerFixtures):
     """What concurrency never breaks."""
 
+    wins_each: ClassVar[int] = 3
+    """How often each of the 24 writers wins in the longest race; a slow store may lower it to 1."""
+
+    in_processes: ClassVar[bool] = True
+    """Whether races run in processes too. A store of another machine, which decides there, may leave that out: to it
+    a thread and a process are the same."""
+
     @pytest.fixture(params=["threads", "processes"])
     def contend(self, request: pytest.FixtureRequest, open_ledger: OpenLedger) -> Contend:
         """Give a function that has 24 writers, each with a handle of its own, act at once and returns what each got."""
         if request.param == "threads":
             return functools.partial(_in_threads, open_ledger)
+        if not self.in_processes:
+            pytest.skip("this store decides races on another machine")
         try:
             pickle.dumps(open_ledger)
         except (pickle.PicklingError, TypeError, AttributeError):
@@ -58,12 +66,12 @@ class RaceRules(LedgerFixtures):
     def test_every_version_has_exactly_one_writer(self, ledger: Ledger, contend: Contend) -> None:
         """Over many versions no write is lost and none is written twice."""
         seen = ledger.create(sample_lease(), actor="test", reason="")
-        won = [version for versions in contend(_win_some) for version in versions]
-        assert sorted(won) == list(range(seen.version + 1, seen.version + 1 + WRITERS * WINS))
+        won = [version for versions in contend(functools.partial(_win_some, self.wins_each)) for version in versions]
+        assert sorted(won) == list(range(seen.version + 1, seen.version + 1 + WRITERS * self.wins_each))
         now = ledger.read(seen.record.id)
         assert now is not None
-        assert now.record.failures == WRITERS * WINS
-        assert len(ledger.history(seen.record.id)) == 1 + WRITERS * WINS
+        assert now.record.failures == WRITERS * self.wins_each
+        assert len(ledger.history(seen.record.id)) == 1 + WRITERS * self.wins_each
 
     def test_many_revisions_lose_nothing(self, ledger: Ledger, contend: Contend) -> None:
         """`revise` brings every change home under contention, without a lost race reaching its caller."""
@@ -96,9 +104,9 @@ def _replace(seen: Versioned, ledger: Ledger, number: int) -> str:
     return "won"
 
 
-def _win_some(ledger: Ledger, number: int) -> list[int]:
+def _win_some(wins: int, ledger: Ledger, number: int) -> list[int]:
     won: list[int] = []
-    while len(won) < WINS:
+    while len(won) < wins:
         seen = ledger.read(sample_lease().id)
         assert seen is not None
         more = seen.record.revised(failures=seen.record.failures + 1)

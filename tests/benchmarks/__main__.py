@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import event_run, leases, memory, rollouts, routing, starts, ui_form
+from tests.benchmarks import event_run, leases, ledgers, memory, reaping, rollouts, routing, starts, ui_form
 from tests.benchmarks.lines import Line, show
 from tests.benchmarks.side_by_side import Effort
 
@@ -39,11 +39,15 @@ def sections(*, quick: bool) -> dict[str, Section]:
         found[f"lease-{name}"] = lambda name=name, engine=engine: leases.added(name, engine, effort(7, 30))  # type: ignore[misc]
     found["flow"] = lambda: leases.in_a_flow(effort(5, 0))
     found["ended"] = lambda: leases.ended(effort(7, 20))
-    found["lost"] = lambda: leases.lost(effort(7, 20))
+    found["lost"] = lambda: leases.lost(effort(20, 45))
+    found["taken"] = lambda: reaping.taken_over(effort(20, 60))
+    found["releases"] = lambda: reaping.releases(4 if quick else 50)
     found["watcher"] = lambda: memory.watcher(5 if quick else 50, 15 if quick else 60)
+    found["rest"] = lambda: memory.at_rest(10 if quick else 300, 3 if quick else 90)
     found["router"] = lambda: routing.starts(effort(7, 10))
     found["routing"] = lambda: routing.overhead(effort(10, 30))
     found["rollouts"] = lambda: rollouts.changes(effort(20, 0))
+    found["ledgers"] = lambda: ledgers.looks(200 if quick else 10_000, effort(5, 20))
     if not quick:  # a server, a worker and a browser: a minute, and the browser's own tests drive the same
         found["event"] = lambda: event_run.events(effort(7, 60))
         found["form"] = lambda: ui_form.form(effort(3, 30))

@@ -13,6 +13,7 @@ from tests.benchmarks.side_by_side import Effort
 
 ADDED_SECONDS = 0.5
 NOTICE_SECONDS = 30.0
+LOST_SECONDS = 2.0
 
 
 def engines() -> dict[str, Path]:
@@ -98,4 +99,8 @@ def lost(effort: Effort) -> list[Line]:
                 time.sleep(0.01)
             values.append(record.releasing_at.timestamp() - killed)
             holder.end()
-    return [Line("SIGKILL of the client to release begun", "s", tuple(values))]
+    measured = tuple(values)
+    return [
+        Line("SIGKILL of the client to release begun", "s", measured),
+        Line("SIGKILL of the client to release begun, p95", "s", measured, LOST_SECONDS, p95=True),
+    ]

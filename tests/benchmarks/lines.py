@@ -6,6 +6,7 @@ measured side by side in the same run (see `side_by_side`), so that a slow machi
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,13 +22,23 @@ FORMATS = {"s": "{:.3f} s", "x": "{:.2f} x", "MiB": "{:.2f} MiB", "n": "{:.0f}"}
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One answer: ``values`` are the single measurements in ``unit``; ``aim`` is the most their median should be."""
+    """One answer: ``values`` are the single measurements in ``unit``; ``aim`` is the most their answer should be.
+
+    The answer is the median, or with ``p95`` the value that 95 % of them do not pass.
+    """
 
     question: str
     unit: str
     values: tuple[float, ...]
     aim: float | None = None
     made_of: str = ""
+    p95: bool = False
+
+    @property
+    def answer(self) -> float:
+        if not self.p95:
+            return self.median
+        return sorted(self.values)[max(0, math.ceil(0.95 * len(self.values)) - 1)]
 
     @property
     def median(self) -> float:
@@ -36,7 +47,7 @@ class Line:
     @property
     def met(self) -> bool | None:
         """Whether the aim is met; None where nobody aims at anything."""
-        return None if self.aim is None else self.median <= self.aim
+        return None if self.aim is None else self.answer <= self.aim
 
     @property
     def verdict(self) -> str:
@@ -47,7 +58,8 @@ class Line:
 
     def as_json(self) -> dict[str, Any]:
         return {
-            "question": self.question, "unit": self.unit, "median": self.median, "min": min(self.values),
+            "question": self.question, "unit": self.unit, "answer": self.answer, "p95": self.p95,
+            "median": self.median, "min": min(self.values),
             "max": max(self.values), "values": list(self.values), "aim": self.aim, "met": self.met,
             "made_of": self.made_of,
         }  # fmt: skip
@@ -76,13 +88,13 @@ def show(lines: Iterable[Line], console: Console) -> None:
     """Print the table; lines never wrap inside a number."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("", overflow="fold")
-    for name in ("median", "min", "max", "runs", "aim", ""):
+    for name in ("answer", "min", "max", "runs", "aim", ""):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("made of", style="dim", overflow="fold")
     for line in lines:
         style = {None: "", True: "green", False: "bold red"}[line.met]
         table.add_row(
-            line.question, line.told(line.median), line.told(min(line.values)), line.told(max(line.values)),
+            line.question, line.told(line.answer), line.told(min(line.values)), line.told(max(line.values)),
             str(len(line.values)), "" if line.aim is None else f"<= {line.told(line.aim)}",
             Text(line.verdict, style), line.made_of,
         )  # fmt: skip

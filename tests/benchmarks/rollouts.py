@@ -19,6 +19,7 @@ from mlinfra_prefect.artifacts import Lineage
 from mlinfra_prefect.keeper import rollouts
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.serving import ask_to_serve
+from mlinfra_prefect.local.client import bearer
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import Client
@@ -40,7 +41,8 @@ def changes(effort: Effort) -> list[Line]:
     with bench() as here:
         context = here.context
         url = deployed(context)
-        load = Load(url)
+        endpoint = context.endpoint(NAME)
+        load = Load(url, bearer(context.platform(endpoint.platform).token(endpoint)))
         seconds = []
         try:
             for number in range(effort.rounds):
@@ -61,7 +63,8 @@ def changes(effort: Effort) -> list[Line]:
 class Load:
     """Clients that ask all the time, and what became of it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, shown: dict[str, str]) -> None:
+        self._headers = {"Content-Type": "application/json", **shown}
         self._address = url.removeprefix("http://")
         self._over = threading.Event()
         self._news = threading.Condition()
@@ -77,7 +80,7 @@ class Load:
             sent = time.monotonic()
             version = 0
             try:
-                line.request("POST", f"/v2/models/{NAME}/infer", BODY, {"Content-Type": "application/json"})
+                line.request("POST", f"/v2/models/{NAME}/infer", BODY, self._headers)
                 answer = line.getresponse()
                 answer.read()
                 version = int(answer.headers["Mlinfra-Version"]) if answer.status == 200 else 0

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from mlinfra_prefect.local import router
+from mlinfra_prefect.local import client, router
 from tests.benchmarks import rollouts
 from tests.benchmarks.homes import bench
 from tests.benchmarks.lines import Line
@@ -35,11 +35,13 @@ def overhead(effort: Effort) -> list[Line]:
     theirs: list[float] = []
     with bench() as here:
         url = rollouts.deployed(here.context)
-        current = here.context.endpoint(rollouts.NAME).current
+        endpoint = here.context.endpoint(rollouts.NAME)
+        current = endpoint.current
         assert current is not None
+        shown = client.bearer(here.context.platform(endpoint.platform).token(endpoint))
         with closing(_line(url)) as routed, closing(_line(current.urls[0])) as direct:
             for _ in effort.each():
-                pairs = [(_asked(routed), _asked(direct)) for _ in range(REQUESTS)]
+                pairs = [(_asked(routed, shown), _asked(direct, shown)) for _ in range(REQUESTS)]
                 through, beside = zip(*pairs[REQUESTS // 10 :], strict=True)  # the first ones warm both up
                 p50s.append(statistics.median(through) / statistics.median(beside))
                 p99s.append(_p99(through) / _p99(beside))
@@ -84,9 +86,10 @@ def _line(url: str) -> http.client.HTTPConnection:
     return http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
 
 
-def _asked(line: http.client.HTTPConnection) -> float:
+def _asked(line: http.client.HTTPConnection, shown: dict[str, str]) -> float:
     began = time.perf_counter()
-    line.request("POST", f"/v2/models/{rollouts.NAME}/infer", rollouts.BODY, {"Content-Type": "application/json"})
+    headers = {"Content-Type": "application/json", **shown}
+    line.request("POST", f"/v2/models/{rollouts.NAME}/infer", rollouts.BODY, headers)
     answer = line.getresponse()
     answer.read()
     if answer.status != 200:

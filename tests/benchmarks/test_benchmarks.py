@@ -23,6 +23,9 @@ QUESTIONS = (
     "training finished to node's process gone",
     "training finished to destroyed in the ledger",
     "SIGKILL of the client to release begun",
+    "SIGKILL of the client to release begun, p95",
+    "client and keeper killed: start of a reaper to taken over, p95",
+    "4 releases at once: begun to the last meter stopped",
     "watcher's resident memory with 1 lease",
     "promote to first request on the new version",
     "requests lost over the version changes",
@@ -30,6 +33,9 @@ QUESTIONS = (
     "request through the router / to the server direct, p99",
     "router: start to the first answer",
     "router: resident memory",
+    "a look at what is open, 200 released and 100 live: SQLite",
+    "a look at what is open, 200 released and 100 live: S3 (moto)",
+    "a look at what is open, 200 released and 100 live: calls of S3",
 )
 
 
@@ -48,4 +54,6 @@ def test_every_line_of_the_benchmarks_is_measured_and_printed(tmp_path: Path) ->
         assert lines[question]["values"]
         assert question in done.stdout
     assert any(question.startswith("watcher's resident memory per further lease") for question in lines)
+    for question in ("keeper's watcher: resident memory", "keeper's processor time for each minute"):
+        assert any(line.startswith(f"{question} (of 10 leases at rest)") for line in lines)
     assert all((line["met"] is None) == (line["aim"] is None) for line in lines.values())

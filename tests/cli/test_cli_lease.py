@@ -107,7 +107,7 @@ def test_show_tells_record_attempts_history_and_receipt(leased):
     """`show --json` has the record, its attempts, every transition, and the receipt."""
     cli, lease = leased
     told = json.loads(cli("show", lease, "--json").stdout)
-    assert set(told) == {"record", "attempts", "history", "receipt"}
+    assert set(told) == {"record", "attempts", "history", "receipt", "addenda"}
     assert (told["record"]["id"], told["receipt"]) == (lease, None)
     assert told["attempts"] == told["record"]["attempts"]
     assert all(set(line) == {"time", "generation", "actor", "before", "state", "reason"} for line in told["history"])
@@ -221,6 +221,23 @@ def test_reap_tells_what_it_cannot_touch(cli, write):
     assert done.returncode == 3
     assert [each["id"] for each in json.loads(done.stdout)["stuck"]] == [bad]
     assert bad in cli("reap").stdout
+    assert set(json.loads(done.stdout)) == {"released", "stuck", "skipped", "orphans", "planned", "dry_run"}
+    would = cli("reap", "--dry-run", "--json")
+    assert (would.returncode, json.loads(would.stdout)["dry_run"]) == (3, True)
+
+
+def test_a_dry_run_makes_no_home_and_wrong_options_are_wrong_input(cli):
+    """A look leaves nothing behind; what makes no sense together, and an unknown environment, are told by name."""
+    done = cli("reap", "--dry-run")
+    assert (done.returncode, done.stdout.strip()) == (0, "Nothing to reap.")
+    assert not cli.home.ledger.exists()
+    for words, told in ((("--dry-run", "--until-quiet"), "--until-quiet"), (("--environment", "nowhere"), "nowhere")):
+        refused = cli("reap", *words)
+        assert (refused.returncode, refused.stdout) == (2, "")
+        assert told in refused.stderr
+    nowhere = cli("reap", MLINFRA_HOME="/proc/nowhere")  # nobody can write there, not even root
+    assert (nowhere.returncode, nowhere.stdout) == (1, "")
+    assert "MLINFRA_HOME: /proc/nowhere cannot be used" in nowhere.stderr
 
 
 def test_one_name_of_two_endpoints_is_not_guessed(cli, write):

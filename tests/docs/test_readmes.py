@@ -90,7 +90,7 @@ def test_no_page_names_a_place_of_one_machine(page: Path) -> None:
         "/data",
         "/srv/ml",
         "/dev/",
-        "/proc/",
+        "/proc",
         "/nightly",
         "/on",
     )  # the last two are deployments
@@ -122,7 +122,7 @@ def test_configuration_loads(page: Path, block: md.Block, tmp_path: Path, monkey
         table = values
     config = load_config(tmp_path)
     assert set(table.get("environments", {})) <= set(config.environments)
-    assert set(table) <= {"environments", "terraform", "include", "exclude", "max_code_mib"}
+    assert set(table) <= {"environments", "terraform", "ledger", "include", "exclude", "max_code_mib"}
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("yaml"))

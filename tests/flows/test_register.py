@@ -21,6 +21,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from mlinfra_prefect.__main__ import main
 from mlinfra_prefect.integration.automations import PREFIX
+from mlinfra_prefect.integration.deployments import locked_template
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 POOL = "here"
@@ -135,6 +136,25 @@ def registered(server: Server, capsys: pytest.CaptureFixture[str]) -> Server:
     assert main(["register", "--pool", POOL]) == 0
     capsys.readouterr()
     return server
+
+
+def test_the_pool_that_is_made_takes_no_program_from_a_run(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """The server itself refuses a run that names a command, an environment or a directory; others start as ever."""
+    assert main(["register", "--pool", "locked", "--create-pool"]) == 0
+    capsys.readouterr()
+    kept = json.loads((CHECKOUT / "examples" / "locked-work-pool" / "base-job-template.json").read_text())
+    assert server.api.get("/work_pools/locked").json()["base_job_template"] == kept == locked_template()
+    deployment = server.deployments()["release/for-run"]["id"]
+    asked = {"parameters": {"flow_run_id": str(uuid.uuid4())}, "state": {"type": "CANCELLED"}}
+    for variables in ({"command": "touch here"}, {"env": {"PATH": "here"}}, {"working_dir": "here"}, {"comand": "x"}):
+        answer = server.api.post(
+            f"/deployments/{deployment}/create_flow_run", json={**asked, "job_variables": variables}
+        )
+        assert answer.status_code in {409, 422}, (variables, answer.status_code, answer.text)
+        assert next(iter(variables)) in answer.text
+    assert server.api.post(f"/deployments/{deployment}/create_flow_run", json=asked).is_success
+    assert main(["register", "--pool", POOL]) == 0
+    capsys.readouterr()
 
 
 def test_without_a_server_it_is_one_sentence(capsys) -> None:

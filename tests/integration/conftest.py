@@ -15,11 +15,10 @@ from prefect.testing.utilities import prefect_test_harness
 
 HERE = Path(__file__).parent
 PROJECT = HERE / "project"
-CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or HERE.parents[1] / ".cache")
 
 sys.path[:0] = [str(HERE), str(PROJECT)]
 
-from integration_harness import QUIET_SECONDS, Asked, processes_of, records  # noqa: E402
+from integration_harness import CACHE, QUIET_SECONDS, Asked, processes_of, records  # noqa: E402
 
 from mlinfra_prefect.integration.phase import context  # noqa: E402
 from mlinfra_prefect.keeper import client as keeper  # noqa: E402

@@ -17,6 +17,7 @@ from mlinfra_prefect.model.lease import Kept, LeaseRecord, State
 F = TypeVar("F")
 R = TypeVar("R", bound=Kept)
 PROJECT = Path(__file__).parent / "project"
+CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")
 QUIET_SECONDS = 60.0
 
 

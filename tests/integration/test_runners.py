@@ -16,7 +16,7 @@ from prefect.client.orchestration import get_client
 from prefect.context import hydrated_context, serialize_context
 from prefect.task_runners import ProcessPoolTaskRunner, ThreadPoolTaskRunner
 
-from mlinfra_prefect import attach, gpu, lease, release
+from mlinfra_prefect import attach, gpu, lease, provision, release
 from mlinfra_prefect.errors import UnsupportedHere
 from mlinfra_prefect.model.lease import State
 
@@ -75,23 +75,45 @@ def test_the_death_of_a_pool_child_is_not_the_death_of_the_client(asked: Asked) 
 
 
 @row("runner-task-worker")
-def test_a_task_worker_is_refused(asked: Asked) -> None:
-    """`task.delay()`: the worker that picks the task up is refused with a sentence; nothing is asked for."""
+def test_a_task_worker_leases_for_its_run(asked: Asked) -> None:
+    """`task.delay()`: the task's run is the client, it beats, and its end is the client's end; the worker lives on.
+
+    A bare `provision` is refused there with a sentence: no block would give it back with the run.
+    """
     from prefect.task_worker import TaskWorker
 
-    add = task(gpu("cpu", max_minutes=5)(node_work.add))
-    failed: list[str] = []
-    add.on_failure_hooks.append(lambda task, run, state: failed.append(state.message))
+    seen: list[object] = []
 
-    async def serve(run_id) -> None:
-        async with TaskWorker(add) as worker, get_client() as client:
-            await worker._safe_submit_scheduled_task_run(await client.read_task_run(run_id))
+    @task
+    def works() -> None:
+        with lease("cpu", max_minutes=5) as infra:
+            seen.append(infra.record.client)
+            seen.append(infra.run(node_work.add, 1, 2))
 
-    asyncio.run(serve(add.delay(1, 2).task_run_id))
-    assert len(failed) == 1
-    assert "A task worker" in failed[0]
-    assert "thread or process task runner" in failed[0]
-    assert asked.leases == []
+    @task
+    def forgets() -> None:
+        infra = lease("cpu", max_minutes=5, key="forgotten").__enter__()  # a block that is never left
+        seen.append(infra.id)
+
+    @task
+    def bare() -> None:
+        with pytest.raises(UnsupportedHere, match=r"A task worker .* use lease"):
+            provision("cpu", max_minutes=5)
+        seen.append("refused")
+
+    async def serve(tasks: list, run_ids: list) -> None:
+        async with TaskWorker(*tasks) as worker, get_client() as client:
+            for run_id in run_ids:
+                await worker._safe_submit_scheduled_task_run(await client.read_task_run(run_id))
+
+    tasks = [works, forgets, bare]
+    asyncio.run(serve(tasks, [each.delay().task_run_id for each in tasks]))
+    client, value, forgotten, refused = seen
+    assert (client.kind, client.process.pid, value, refused) == ("flow_run", os.getpid(), 3, "refused")
+    assert client.heartbeat_at is not None
+    assert eventually(lambda: asked.all_released(2))
+    (told,) = [each for each in asked.leases if each.id == forgotten]
+    assert told.client.ended_at is not None
 
 
 @row("runner-dask-ray")

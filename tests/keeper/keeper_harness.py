@@ -12,10 +12,14 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import keeper_judge as judge
+
+from mlinfra_prefect.keeper.starting import watcher_argv
+from mlinfra_prefect.model.home import Home
 
 HERE = Path(__file__).parent
 PATIENCE = 60.0
@@ -156,6 +160,54 @@ class House:
         """
         found = self.runs(body).hears("reaped")
         return {name: {e["id"]: e["reason"] for e in found[name]} for name in ("released", "stuck", "skipped")}
+
+    # --- a keeper service --------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def service(self, *options: str, contained: bool | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """A keeper service of this home, once it watches; told to end with SIGTERM, it must end well.
+
+        `contained`: as in a container, or as on a host; None: as the command line finds it here.
+        """
+        argv, env = [sys.executable, "-m", "mlinfra_prefect", "keeper", *options], {}
+        if contained is not None:
+            self.runs("say('ledger', id=context.ledger.ledger_id)")  # the home and its ledger
+            waits = ["--wait-for-operations"] if contained else []
+            argv = [*watcher_argv(Home(self.home), "service"), *waits, *options]
+            env = {
+                "MLINFRA_KEEPER_PLACE": "service",
+                "PYTHONPATH": str(HERE.parents[1]),
+                "MLINFRA_LEDGER_ID": str(judge.ledger_id(self.home)),
+            }
+        with (self.handles / "client-service.err").open("ab") as sink:
+            process = subprocess.Popen(
+                argv, env={**self.env, **env}, cwd=self.handles, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
+            )
+        try:
+            told = self.home / "keeper" / "watch.json"
+            self.until(
+                lambda: told.exists() and json.loads(told.read_text())["pid"] == process.pid, "the service watches"
+            )
+            yield process
+            if process.poll() is None:
+                process.terminate()
+                assert process.wait(PATIENCE) == 0
+        finally:
+            process.kill()
+            process.wait()
+
+    def says(self, *words: str) -> str:
+        """What the command line prints."""
+        argv = [sys.executable, "-m", "mlinfra_prefect", *words]
+        done = subprocess.run(argv, env=self.env, cwd=self.handles, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def checks(self) -> tuple[int, str]:
+        """What a liveness probe gets: exit code and words."""
+        argv = [sys.executable, "-m", "mlinfra_prefect", "keeper", "--check"]
+        done = subprocess.run(argv, env=self.env, cwd=self.handles, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout + done.stderr
 
     # --- Terraform's handles -----------------------------------------------------------------------------------------
 

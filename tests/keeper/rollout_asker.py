@@ -10,6 +10,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import keeper_judge as judge
 from keeper_harness import House
 
 ROW = [5.1, 3.5, 1.4, 0.2]
@@ -18,8 +19,9 @@ ROW = [5.1, 3.5, 1.4, 0.2]
 class Asker:
     """Clients that ask an endpoint without a pause, and count what was not answered."""
 
-    def __init__(self, url: str, name: str = "digits", threads: int = 2) -> None:
+    def __init__(self, house: House, url: str, name: str = "digits", threads: int = 2) -> None:
         self.url = f"{url}/v2/models/{name}/infer"
+        self.headers = {"Content-Type": "application/json", **shown(house, url)}
         self.asked, self.failed, self.versions = 0, [], {}
         self._over = threading.Event()
         self._lock = threading.Lock()
@@ -31,7 +33,7 @@ class Asker:
         tensor = {"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [ROW]}
         body = json.dumps({"id": "1", "inputs": [tensor]}).encode()
         while not self._over.is_set():
-            request = urllib.request.Request(self.url, body, {"Content-Type": "application/json"})
+            request = urllib.request.Request(self.url, body, self.headers)
             problem, version = None, None
             try:
                 with urllib.request.urlopen(request, timeout=20) as answer:
@@ -60,12 +62,23 @@ class Asker:
         assert self.asked >= at_least, self.asked
 
 
+def shown(house: House, url: str) -> dict[str, str]:
+    """The header with the token of the endpoint behind a URL, read from its file."""
+    records = judge.records(house.home).values()
+    (endpoint,) = [each["id"] for each in records if each.get("url") == url and each["state"] != "released"]
+    return {"Authorization": f"Bearer {(house.home / 'work' / endpoint / 'token').read_text().strip()}"}
+
+
+def page(house: House, url: str) -> urllib.request.Request:
+    return urllib.request.Request(f"{url}/mlinfra/state", headers=shown(house, url))
+
+
 def versions(house: House, endpoint: str) -> dict[int, tuple[str, int]]:
     return {each["version"]: (each["state"], each["share"]) for each in house.record(endpoint)["versions"]}
 
 
 def served(house: House, endpoint: str) -> dict[int, int]:
-    with urllib.request.urlopen(f"{house.record(endpoint)['url']}/mlinfra/state", timeout=5) as answer:
+    with urllib.request.urlopen(page(house, house.record(endpoint)["url"]), timeout=5) as answer:
         return {each["version"]: each["share"] for each in json.load(answer)["versions"] if each["share"]}
 
 

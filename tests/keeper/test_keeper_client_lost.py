@@ -112,14 +112,31 @@ def test_release_now_waits_for_no_training(house: House) -> None:
 
 
 def test_keep_outlives_its_client_until_its_minutes_are_over(house: House) -> None:
-    """`keep`: the training goes on without a client, for `keep_minutes`; then the lease goes, with a checkpoint."""
-    client = house.client("train(ready(on_client_lost='keep', keep_minutes=3), 'until_told')")
+    """`keep`: the training goes on without a client, shown and counted, for `keep_minutes`; then it is released."""
+    caps = house.handles / "caps.toml"
+    caps.write_text("[environments.dev]\ncaps = { max_leases = 1 }\n")
+    client = house.client("train(ready(on_client_lost='keep', keep_minutes=3), 'until_told')", MLINFRA_CONFIG=str(caps))
     lease = client.hears("ready")["id"]
     client.hears("news", log="training, resumed=False")
     training = house.processes("until_told")
     assert training
     client.kill()
     house.until(lambda: house.record(lease)["keep_until"], "it is kept")
+    kept = house.record(lease)["keep_until"]
+    shown = {verb: house.says(*words) for verb, words in {"ps": ["ps"], "show": ["show", lease]}.items()}
+    assert f"kept until {kept[11:19]} UTC" in shown["ps"]
+    assert f"{kept[:10]} {kept[11:19]} UTC" in next(line for line in shown["show"].splitlines() if "kept until" in line)
+    assert json.loads(house.says("ps", "--json"))[0]["keep_until"] == kept
+    house.runs(
+        """
+        from mlinfra_prefect.errors import QuotaExceeded
+        try:
+            ask("another")
+        except QuotaExceeded:
+            say("refused")
+        """,
+        MLINFRA_CONFIG=str(caps),
+    ).hears("refused")
     assert house.record(lease)["state"] == "ready"
     assert house.processes("until_told") == training
     # Three minutes are over at once: the record is all that a keeper knows of time.

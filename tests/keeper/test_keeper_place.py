@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import configparser
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,12 +13,16 @@ from pathlib import Path
 
 import keeper_judge as judge
 import pytest
+import yaml
 from keeper_harness import House
 
 from mlinfra_prefect.agent.identity import INITIAL_PID_NAMESPACE
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.keeper.place import detect_place
 from mlinfra_prefect.keeper.starting import scope_argv
+from mlinfra_prefect.keeper.watch import TAKEN
+from mlinfra_prefect.lifecycle.provisioning import PROVISION_SECONDS
+from mlinfra_prefect.lifecycle.releasing import DESTROY_SECONDS
 
 HOST = "0::/user.slice/user-1000.slice/session-2.scope\n"
 
@@ -69,6 +76,8 @@ def test_the_variable_goes_before_everything_and_is_checked(monkeypatch: pytest.
     """MLINFRA_KEEPER_PLACE wins over the environment's configuration; another word is refused by name."""
     monkeypatch.setenv("MLINFRA_KEEPER_PLACE", "foreground")
     assert detect_place(configured="process") == "foreground"
+    monkeypatch.setenv("MLINFRA_KEEPER_PLACE", "service")
+    assert detect_place(configured="process") == "service"
     monkeypatch.setenv("MLINFRA_KEEPER_PLACE", "cloud")
     with pytest.raises(InvalidInput, match="MLINFRA_KEEPER_PLACE"):
         detect_place()
@@ -172,3 +181,62 @@ def test_a_lease_inside_a_namespace_is_not_taken_for_dead_from_outside(house: Ho
         outside.stdout.close()
     house.reap()  # or the pass in the background was faster
     assert house.becomes(lease, "released")["receipt"]
+
+
+# --- the files of examples/keeper-service -----------------------------------------------------------------------------
+
+SHIPPED = Path(__file__).parents[2] / "examples" / "keeper-service"
+COMMAND = ["mlinfra-prefect", "keeper"]
+SECRET = re.compile(r"(?i)(password|secret_?key|access_?key|token)\W+[\w/+]{8,}")
+
+
+def test_the_unit_never_has_terraform_signalled() -> None:
+    """A stop reaches the keeper alone; a second keeper of a home is not started again; it starts for ever otherwise."""
+    unit = configparser.ConfigParser(interpolation=None, strict=False)
+    unit.optionxform = str  # type: ignore[assignment, method-assign]
+    unit.read_string((SHIPPED / "mlinfra-prefect-keeper.service").read_text())
+    service = unit["Service"]
+    assert (service["KillMode"], service["KillSignal"], service["SendSIGHUP"]) == ("process", "SIGTERM", "no")
+    assert (service["OOMPolicy"], service["Restart"]) == ("continue", "always")
+    assert service["RestartPreventExitStatus"] == str(TAKEN)
+    assert unit["Unit"]["StartLimitIntervalSec"] == "0"
+    program, *rest = service["ExecStart"].split()
+    assert [Path(program).name, *rest] == COMMAND
+
+
+def test_the_manifest_keeps_one_keeper_and_waits_for_its_operations() -> None:
+    """Recreate, one replica, no root, no inline secret, probes that ask the keeper, and time for an operation."""
+    text = (SHIPPED / "kubernetes-deployment.yaml").read_text()
+    deployment = yaml.safe_load(text)
+    spec, pod = deployment["spec"], deployment["spec"]["template"]["spec"]
+    assert (deployment["apiVersion"], deployment["kind"]) == ("apps/v1", "Deployment")
+    assert (spec["replicas"], spec["strategy"], pod["restartPolicy"]) == (1, {"type": "Recreate"}, "Always")
+    assert spec["selector"]["matchLabels"] == spec["template"]["metadata"]["labels"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["shareProcessNamespace"] is True
+    assert pod["terminationGracePeriodSeconds"] > max(PROVISION_SECONDS, DESTROY_SECONDS)
+    (container,) = pod["containers"]
+    held = container["securityContext"]
+    assert (held["allowPrivilegeEscalation"], held["readOnlyRootFilesystem"]) == (False, True)
+    assert held["capabilities"] == {"drop": ["ALL"]}
+    assert container["command"] == COMMAND
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["exec"]["command"] == [*COMMAND, "--check"]
+    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+    assert not SECRET.search(text)
+
+
+def test_the_task_definition_has_what_ecs_requires_and_waits() -> None:
+    """One container that is no root, an init that reaps, a health check, and a stop that lets an operation finish."""
+    text = (SHIPPED / "ecs-task-definition.json").read_text()
+    task = json.loads(text)
+    (container,) = task["containerDefinitions"]
+    assert {"family", "networkMode", "cpu", "memory", "taskRoleArn"} <= set(task)
+    assert task["requiresCompatibilities"] == ["EC2"]  # Fargate stops after 120 seconds, whatever is asked for
+    assert container["stopTimeout"] > max(PROVISION_SECONDS, DESTROY_SECONDS)
+    assert container["command"] == COMMAND
+    assert container["healthCheck"]["command"] == ["CMD", *COMMAND, "--check"]
+    assert container["linuxParameters"]["initProcessEnabled"] is True
+    assert not container["user"].startswith(("0", "root"))
+    assert {mount["sourceVolume"] for mount in container["mountPoints"]} == {each["name"] for each in task["volumes"]}
+    assert not SECRET.search(text)

@@ -18,11 +18,11 @@ from rollout_asker import ROW, Asker, give_back, served, standing, versions
 
 
 @pytest.fixture
-def ask() -> Iterator[Any]:
+def ask(house: House) -> Iterator[Any]:
     made: list[Asker] = []
 
     def start(url: str, **options: Any) -> Asker:
-        made.append(Asker(url, **options))
+        made.append(Asker(house, url, **options))
         return made[-1]
 
     yield start
@@ -229,7 +229,7 @@ def test_what_is_down_is_repaired_on_the_same_url(house: House, digits: Path) ->
     assert set(skipped) == {first["id"], first["rollout"]}
     repaired = house.runs("say('repaired', found=rollouts.repair(context))").hears("repaired")["found"]
     assert repaired == {first["id"]: "brought back", first["rollout"]: "brought back"}, house.words()
-    asker = Asker(house.record(first["id"])["url"])
+    asker = Asker(house, house.record(first["id"])["url"])
     time.sleep(0.5)
     asker.all_answered(5)
     assert [each["number"] for each in house.record(first["rollout"])["attempts"]] == [1, 2]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from keeper_harness import House
-from rollout_asker import Asker, give_back, standing
+from rollout_asker import Asker, give_back, page, standing
 
 
 @pytest.mark.slow
@@ -19,7 +19,7 @@ def test_under_load_a_second_server_comes_and_no_request_notices(house: House, d
     url, rollout = house.record(first["id"])["url"], house.record(first["rollout"])
 
     def told() -> dict[str, Any]:
-        with urllib.request.urlopen(f"{url}/mlinfra/state", timeout=5) as answer:
+        with urllib.request.urlopen(page(house, url), timeout=5) as answer:
             return json.load(answer)["versions"][0]
 
     def servers() -> int:
@@ -28,7 +28,7 @@ def test_under_load_a_second_server_comes_and_no_request_notices(house: House, d
 
     assert len(rollout["ports"]) == 2
     assert (told()["replicas"], servers()) == (1, 1)
-    asker = Asker(url, threads=4)
+    asker = Asker(house, url, threads=4)
     try:
         house.until(lambda: told()["replicas"] == 2, "two servers get requests", 60)
         house.until(lambda: servers() == 2, "the agent tells of both")

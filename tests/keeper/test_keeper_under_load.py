@@ -34,7 +34,7 @@ def test_promotions_one_after_the_other_fail_no_request(house: House, digits: Pa
     """Two live versions take turns; each promotion is in effect when it returns."""
     first = standing(house, digits, retire_seconds=3600)
     standing(house, contrary, retire_seconds=3600)
-    asker = Asker(house.record(first["id"])["url"], threads=3)
+    asker = Asker(house, house.record(first["id"])["url"], threads=3)
     client = house.runs(f"""
         for number in range({PROMOTIONS}):
             began = time.monotonic()
@@ -58,7 +58,7 @@ def test_kills_at_random_moments_of_rollouts_fail_no_request(house: House, digit
     """After each kill one pass of the reaper leaves one version that serves everything, and no rollout in flight."""
     chance = random.Random(SEED)
     first = standing(house, digits)
-    asker = Asker(house.record(first["id"])["url"])
+    asker = Asker(house, house.record(first["id"])["url"])
     ends = []
     for number in range(KILLS):
         victim = VICTIMS[number % len(VICTIMS)]

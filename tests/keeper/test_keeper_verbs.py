@@ -56,6 +56,8 @@ def test_an_endpoint_is_steered_by_name(house: House, digits: Path, contrary: Pa
     client.hears("deployed", version=2)
     (endpoint,) = told(house, "endpoints")
     assert listed(house) == {1: ("serving", 50), 2: ("canary", 50)}
+    token = typed(house, "endpoints", "--token", "digits").stdout
+    assert len(token) > 43
 
     assert told(house, "promote", "digits", "--reason", "it looks well")["versions"] == [
         {"version": 1, "state": "retiring", "share": 0}, {"version": 2, "state": "serving", "share": 100},
@@ -85,8 +87,12 @@ def test_an_endpoint_is_steered_by_name(house: House, digits: Path, contrary: Pa
     assert len(repaired) == 2
     assert answering(endpoint["url"]) == "1"
     assert told(house, "endpoints", "--repair") == {"repaired": []}
+    # After a rollout, a rollback by deploying, and a repair it is the same; with the endpoint it goes.
+    assert typed(house, "endpoints", "--token", "digits").stdout == token
     assert told(house, "release", "digits")["receipt"]["kind"] == "endpoint"
     assert told(house, "endpoints") == []
+    assert typed(house, "endpoints", "--token", endpoint["id"]).returncode == 1
+    assert not list(house.home.glob("work/*/token"))
 
 
 def test_a_version_that_never_gets_ready_leaves_the_one_that_serves(house: House, digits: Path) -> None:

@@ -254,3 +254,50 @@ def test_the_next_moment_is_waited_for_and_not_polled(desk: Desk) -> None:
     entry.operation.popen.wait()
     desk.turn()
     assert desk.watcher.patience() == 60.0
+
+
+def test_taking_over_many_at_once_stays_small_and_what_is_due_does_not_wait(tmp_path: Path) -> None:
+    """A new watcher of many leases looks at a few at a time; one with something to do is served beside them."""
+    cards, looking = tmp_path / "keeper" / "cards", tmp_path / "looking"
+    cards.mkdir(parents=True)
+    looking.mkdir()
+    # An operation that only says that it runs, and ends when it is let.
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nfor last; do :; done\ntouch {looking}/"$last"\nwhile [ ! -e {tmp_path}/go ]; do sleep 0.05; done\n'
+    )
+    python.chmod(0o700)
+    later = time.time() + 3600
+    for number in range(3 * watch.LOOKS_AT_ONCE):
+        (cards / f"well-{number}.json").write_text(json.dumps({"id": f"well-{number}", "due": later}))
+    (cards / "due.json").write_text(json.dumps({"id": "due", "due": time.time() - 1.0}))
+    argv = [
+        sys.executable, "-I", "-S", watch.__file__, "--home", str(tmp_path), "--python", str(python), "--place",
+        "service", "--renew-seconds", "3600", "--idle-seconds", "1", "--missing-seconds", "60",
+    ]  # fmt: skip
+
+    def looked() -> set[str]:
+        return {path.name for path in looking.iterdir()} - {"pass", "lookout"}
+
+    def until(condition, seconds: float = 30.0) -> None:
+        end = time.monotonic() + seconds
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.05)
+        assert condition(), looked()
+
+    watcher = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: len(looked()) == watch.LOOKS_AT_ONCE + 1)
+        before = cpu_seconds(watcher.pid)
+        time.sleep(1.0)  # long enough for one that does not count, or that asks again and again
+        assert len(looked()) == watch.LOOKS_AT_ONCE + 1
+        assert "due" in looked()
+        assert cpu_seconds(watcher.pid) - before < 0.5
+        (tmp_path / "go").touch()
+        until(lambda: len(looked()) == 3 * watch.LOOKS_AT_ONCE + 1)
+        watcher.terminate()
+        assert watcher.wait(10) == 0
+    finally:
+        (tmp_path / "go").touch()
+        watcher.kill()
+        watcher.wait()

@@ -178,7 +178,7 @@ def test_what_is_declared_is_served_without_a_failed_request(house: House, digit
     """Size, shares, expiry, and back: each is applied once, the next look finds nothing, and no request fails."""
     first = standing(house, digits, retire_seconds=0)
     before = house.record(first["id"])["expires_at"]
-    asker = Asker(house.record(first["id"])["url"])
+    asker = Asker(house, house.record(first["id"])["url"])
     client = house.client(f"""
         from datetime import timedelta
         from mlinfra_prefect.keeper.reconciling import look, reconcile

@@ -24,3 +24,9 @@ def spoil(directory: Path, record_id: str, kind: Damage) -> None:
     }[kind]
     with closing(sqlite3.connect(directory / "first.sqlite")) as db, db:
         assert db.execute(f"UPDATE records SET {change} WHERE id = ?", (record_id,)).rowcount == 1  # noqa: S608
+
+
+def lose(directory: Path) -> None:
+    """Remove the file, and its log with it."""
+    for path in directory.glob("first.sqlite*"):
+        path.unlink()

@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlite_stores import open_store, spoil
+from sqlite_stores import lose, open_store, spoil
 
 from mlinfra_prefect.errors import LedgerUnavailable, LedgerUnreadable
 from mlinfra_prefect.ledger import SqliteLedger, mounts, sqlite_file
@@ -40,6 +40,11 @@ class TestSqliteLedger(LedgerConformance):
     def damage(self, tmp_path: Path) -> functools.partial[None]:
         """Spoil records in the file itself."""
         return functools.partial(spoil, tmp_path)
+
+    @pytest.fixture
+    def lose(self, tmp_path: Path) -> functools.partial[None]:
+        """Remove the file."""
+        return functools.partial(lose, tmp_path)
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])

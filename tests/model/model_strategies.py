@@ -104,7 +104,7 @@ environments = st.builds(
     name=ids,
     caps=caps,
     input_roots=some(word.map(lambda name: Path("/data") / name)),
-    keeper_place=maybe(st.sampled_from(["process", "foreground"])),
+    keeper_place=maybe(st.sampled_from(["process", "foreground", "service"])),
 )
 offers = st.builds(
     Offer,

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+# pytest's importlib mode imports no siblings; the router's harness is one.
+sys.path.insert(0, str(Path(__file__).parent))
+
 READY_SECONDS = 60
 
 

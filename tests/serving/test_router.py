@@ -9,21 +9,32 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import pytest
 from hypothesis import given, strategies as st
+from router_harness import (
+    NAME,
+    PATIENCE,
+    PLAIN,
+    Backend,
+    Routed,
+    free_port,
+    plain,
+    refusal,
+    running,
+    says,
+    some,
+    until,
+)
 
 from mlinfra_prefect.local import router
 from mlinfra_prefect.local.router import (
@@ -39,97 +50,6 @@ from mlinfra_prefect.local.router import (
     quantile,
 )
 
-SOURCE = Path(router.__file__)
-PATIENCE = 20.0
-NAME = "churn"
-
-
-# --- what the tests are made of --------------------------------------------------------------------------------------
-
-
-def until(holds: Callable[[], Any], what: str) -> Any:
-    """Look until something holds, and return it."""
-    end = time.monotonic() + PATIENCE
-    while not (found := holds()):
-        assert time.monotonic() < end, f"not within {PATIENCE:g} s: {what}"
-        time.sleep(0.005)
-    return found
-
-
-def receive(connection: socket.socket, data: bytes = b"") -> tuple[bytes, bytes]:
-    """Read one request from a socket; return it as it came, and what came after it. ConnectionError at its end."""
-    while b"\r\n\r\n" not in data:
-        data += _some(connection)
-    head, _, rest = data.partition(b"\r\n\r\n")
-    length = next((int(line[15:]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), 0)
-    while len(rest) < length:
-        rest += _some(connection)
-    return head + b"\r\n\r\n" + rest[:length], rest[length:]
-
-
-def _some(connection: socket.socket) -> bytes:
-    found = connection.recv(1 << 20)
-    if not found:
-        raise ConnectionError
-    return found
-
-
-def plain(body: bytes = b"{}", status: str = "200 OK") -> bytes:
-    return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status.encode(), len(body), body)
-
-
-PLAIN = plain()
-
-
-class Backend:
-    """A server made of threads: `behave(connection, request)` answers and returns whether the connection stays."""
-
-    def __init__(self, behave: Callable[[socket.socket, bytes], bool] | bytes = PLAIN, port: int = 0) -> None:
-        self.behave = (lambda to, _: to.sendall(behave) is None) if isinstance(behave, bytes) else behave
-        self.received: list[bytes] = []
-        self.open: set[socket.socket] = set()
-        self._lock = threading.Lock()
-        self._listening = socket.create_server(("127.0.0.1", port), backlog=128)
-        self.port = self._listening.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                connection, _ = self._listening.accept()
-                with self._lock:
-                    self.open.add(connection)
-                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
-
-    def _serve(self, connection: socket.socket) -> None:
-        rest = b""
-        with suppress(OSError):
-            while True:
-                request, rest = receive(connection, rest)
-                self.received.append(request)
-                if not self.behave(connection, request):
-                    break
-        with self._lock:
-            self.open.discard(connection)
-        connection.close()
-
-    def kill(self) -> None:
-        """End as a killed process does: nobody listens, and every connection breaks. Idempotent."""
-        with suppress(OSError):
-            self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
-        self._thread.join(PATIENCE)
-        with self._lock:
-            for connection in self.open:
-                with suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-
-
-def says(what: str) -> bytes:
-    return plain(what.encode())
-
 
 @pytest.fixture
 def backend() -> Iterator[Callable[..., Backend]]:
@@ -142,100 +62,6 @@ def backend() -> Iterator[Callable[..., Backend]]:
             return made
 
         yield start
-
-
-@dataclass
-class Routed:
-    """A running router with its routes."""
-
-    process: subprocess.Popen[bytes]
-    port: int
-    routes: Path
-    log: Path
-    revision: int = 0
-    extra: dict[str, Any] = field(default_factory=dict)
-
-    def write(self, *versions: tuple[int, int, list[str]], **changes: Any) -> int:
-        """Replace the routes as the keeper does; returns their revision."""
-        self.revision += 1
-        listed = [{"version": number, "share": share, "urls": urls} for number, share, urls in versions]
-        told = {"schema": router.ROUTES_SCHEMA, "revision": self.revision, "name": NAME, "versions": listed, **changes}
-        self.put(json.dumps(told).encode())
-        return self.revision
-
-    def put(self, content: bytes) -> None:
-        fresh = self.routes.with_name(".fresh")
-        fresh.write_bytes(content)
-        fresh.replace(self.routes)
-
-    def route(self, *versions: tuple[int, int, list[str]]) -> None:
-        """Replace the routes and wait until requests follow them."""
-        revision = self.write(*versions)
-        until(lambda: self.state()["revision"] == revision, f"revision {revision}: {self.state()['problem']}")
-
-    def page(self, path: str) -> tuple[int, bytes]:
-        return self.ask("GET", path)[:2]
-
-    def state(self) -> dict[str, Any]:
-        return json.loads(self.page("/mlinfra/state")[1])
-
-    def version(self, number: int) -> dict[str, Any]:
-        told = self.state()
-        return next(each for each in (*told["versions"], *told["gone"]) if each["version"] == number)
-
-    def ask(
-        self, method: str = "POST", path: str = "/v2/models/churn/infer", body: Any = None, **headers: str
-    ) -> tuple[int, bytes, http.client.HTTPMessage]:
-        """Ask on a connection of its own."""
-        named = {key.replace("_", "-"): value for key, value in headers.items()}
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)) as connection:
-            connection.request(method, path, body, named)
-            answer = connection.getresponse()
-            return answer.status, answer.read(), answer.headers
-
-    def talk(self, sent: bytes) -> bytes:
-        """Send some bytes and return all that comes until the router closes the connection."""
-        with socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE) as connection:
-            connection.sendall(sent)
-            said = b""
-            while data := connection.recv(1 << 16):
-                said += data
-        return said
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def running(place: Path, *extra: str, fd: int | None = None, port: int | None = None) -> Iterator[Routed]:
-    """The program in an environment that would lead a careless HTTP client to a proxy."""
-    port = port or free_port()
-    argv = [sys.executable, "-I", str(SOURCE), "--name", NAME, "--routes", str(place / "routes.json"), *extra]
-    argv += ["--port", str(port)] if fd is None else ["--fd", str(fd)]
-    nowhere = "http://127.0.0.1:9"
-    env = {"PATH": os.defpath, "HTTP_PROXY": nowhere, "http_proxy": nowhere, "ALL_PROXY": nowhere}
-    log = place / "router.log"
-    with log.open("ab") as sink:
-        process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=env, pass_fds=[] if fd is None else [fd]
-        )
-    made = Routed(process, port, place / "routes.json", log)
-
-    def lives() -> bool:
-        assert process.poll() is None, log.read_text()
-        with suppress(OSError):
-            return made.page("/mlinfra/health")[0] == 200
-        return False
-
-    try:
-        until(lives, "the router serves")
-        yield made
-        assert "Traceback" not in log.read_text(), log.read_text()
-    finally:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture
@@ -1002,11 +828,11 @@ def test_answers_of_unknown_length_are_streamed(routed: Routed, backend: Any, fr
         connection.sendall(b"GET / HTTP/1.0\r\n\r\n" if old else b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         said = b""
         while b"first" not in said:
-            said += _some(connection)
+            said += some(connection)
         assert b"second" not in said
         gate.set()
         while not said.endswith(b"second" if old else b"0\r\n\r\n"):
-            said += _some(connection)
+            said += some(connection)
         if old:
             assert connection.recv(1) == b""
     assert said.partition(b"\r\n\r\n")[2] == (b"firstsecond" if old else b"5\r\nfirst\r\n6\r\nsecond\r\n0\r\n\r\n")
@@ -1058,9 +884,9 @@ def test_who_expects_to_be_told_to_continue_is(routed: Routed, backend: Any) -> 
     routed.route((1, 100, [server.url]))
     with socket.create_connection(("127.0.0.1", routed.port), timeout=PATIENCE) as connection:
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n")
-        assert _some(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert some(connection) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(b"abc")
-        assert _some(connection).startswith(b"HTTP/1.1 200 OK\r\n")
+        assert some(connection).startswith(b"HTTP/1.1 200 OK\r\n")
     assert server.received == [b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc"]
 
 
@@ -1076,7 +902,7 @@ def test_a_request_larger_than_64_mib_is_refused(routed: Routed, backend: Any) -
         connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(18):
             connection.sendall(piece)
-        assert _some(connection).startswith(b"HTTP/1.1 413")
+        assert some(connection).startswith(b"HTTP/1.1 413")
     assert server.received == []
 
 
@@ -1238,14 +1064,6 @@ def test_wrong_arguments_are_one_sentence(argv: list[str], sentence: str) -> Non
     code, said = refusal(argv)
     assert code == 2
     assert sentence in said.splitlines()[-1]
-
-
-def refusal(argv: list[str], *passed: int) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-I", SOURCE, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30,
-        pass_fds=passed, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stderr.strip()
 
 
 def test_sockets_that_are_none_of_a_router_are_refused() -> None:

@@ -107,7 +107,7 @@ def test_following_a_later_revision_is_following(
 ) -> None:
     """Somebody else decided meanwhile, and the router is there already."""
     state = {"name": "churn", "revision": told, "started": 1.0, "versions": [], "gone": []}
-    monkeypatch.setattr(routing, "_get", lambda _: state)
+    monkeypatch.setattr(routing, "_get", lambda *_: state)
     endpoint = sample_endpoint(revision=7, attempts=(sample_attempt(node_dir=str(tmp_path)),))
     if says is None:
         assert route(endpoint, seconds=0.0).revision == told
@@ -116,8 +116,11 @@ def test_following_a_later_revision_is_following(
         route(endpoint, seconds=0.0)
 
 
-def test_a_stranger_on_the_port_is_not_our_router(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stranger_on_the_port_is_not_our_router(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it says is of another endpoint."""
     state = {"name": "other", "revision": 9, "started": 1.0, "versions": [], "gone": []}
-    monkeypatch.setattr(routing, "_get", lambda _: state)
-    assert served(sample_endpoint()) is None
+    monkeypatch.setattr(routing, "_get", lambda *_: state)
+    endpoint = sample_endpoint(attempts=(sample_attempt(node_dir=str(tmp_path)),))
+    assert served(endpoint) is None
+    state["name"] = "churn"
+    assert served(endpoint) is not None

@@ -1,0 +1,145 @@
+"""A campaign: many runs, several at a time, for hours. One run that goes wrong never stops it.
+
+The same seed chooses the same rows, moments and victims in the same order, whatever the number of jobs.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from datetime import UTC, datetime
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from mlinfra_prefect.chaos.place import Setting
+from mlinfra_prefect.chaos.plan import Plan, Row
+from mlinfra_prefect.chaos.report import SCHEMA, summary
+from mlinfra_prefect.chaos.running import BEYOND_SECONDS, Result, run
+
+MOST_MISSES = 4
+"""Runs that may be started for each one that is wanted: some strikes find no victim any more, and are not counted."""
+
+
+def plans(rows: Sequence[Row], seed: int) -> Iterator[tuple[Row, Plan]]:
+    """Yield runs for ever, as the seed decides: rows by their weight. Rows of weight 0 only run when named alone.
+
+    Pure: the n-th run of a seed over the same rows is always the same.
+    """
+    weights = [row.weight for row in rows]
+    if not any(weights):
+        weights = [1] * len(rows)
+    number = 0
+    while True:
+        row = Random(f"{seed}:{number}").choices(rows, weights)[0]  # noqa: S311 (it must be repeatable)
+        yield row, row.plan(seed, number)
+        number += 1
+
+
+def campaign(
+    setting: Setting,
+    rows: Sequence[Row],
+    *,
+    runs: int,
+    seed: int,
+    jobs: int = 1,
+    beyond: float = BEYOND_SECONDS,
+    on_result: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Do runs until `runs` faults reached their victims, `jobs` at a time; returns every result, in order of number.
+
+    Interrupted (``KeyboardInterrupt``), it waits for the runs that are going and returns what there is.
+    """
+    wanted = plans(rows, seed)
+    done: list[Result] = []
+    going: set[Future[Result]] = set()
+    started = injected = 0
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        try:
+            while injected < runs and started < MOST_MISSES * runs:
+                while len(going) < jobs and injected + len(going) < runs and started < MOST_MISSES * runs:
+                    row, plan = next(wanted)
+                    going.add(pool.submit(run, setting, row, plan, beyond=beyond))
+                    started += 1
+                ended, going = wait(going, return_when=FIRST_COMPLETED)
+                for each in ended:
+                    result = each.result()
+                    done.append(result)
+                    injected += counted(result)
+                    on_result(result)
+            for each in going:
+                done.append(each.result())
+                on_result(done[-1])
+        except KeyboardInterrupt:
+            done += [each.result() for each in wait(going).done]
+    return sorted(done, key=lambda result: result.plan.number)
+
+
+def counted(result: Result) -> bool:
+    """Whether a run is one of the published ones: a fault reached its victim, or something leaked anyway."""
+    return not result.error and (result.injected or bool(result.leaks))
+
+
+def as_json(
+    rows: Iterable[Row], results: Sequence[Result], *, seed: int, jobs: int, skipped: dict[str, str], seconds: float
+) -> dict[str, Any]:
+    """The whole campaign as one JSON document; its format is described in ``docs/chaos.md``."""
+    return {
+        "schema": SCHEMA,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seed": seed,
+        "jobs": jobs,
+        "seconds": round(seconds, 1),
+        "commit": _commit(),
+        "machine": machine(),
+        "skipped": skipped,
+        "rows": [
+            {"row": row.name, "about": row.about, "on": row.on, "promise_seconds": row.promise,
+             **summary([each for each in results if each.plan.row == row.name])}
+            for row in rows
+        ],
+        "runs": [result.told() for result in results],
+    }  # fmt: skip
+
+
+def write(path: Path, document: dict[str, Any]) -> None:
+    """Write a document so that an interruption leaves the old one or the new one."""
+    scratch = path.with_name(f".{path.name}.{time.time_ns()}")
+    scratch.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)
+
+
+def machine() -> str:
+    """This machine in a line: what decides how fast it is."""
+    from os import cpu_count
+
+    memory = ""
+    try:
+        total = int(Path("/proc/meminfo").read_text(encoding="ascii").split()[1])
+        memory = f", {total / 1024 / 1024:.0f} GiB"
+    except (OSError, ValueError, IndexError):
+        pass
+    return f"{platform.system()} {platform.release()}, {cpu_count()} cores{memory}, Python {platform.python_version()}"
+
+
+def _commit() -> str:
+    here = Path(__file__).resolve().parent
+    argv = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        told = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return told.stdout.strip() or "unknown"
+
+
+def note(result: Result) -> None:
+    """Say at once, on standard error, what must be looked at."""
+    if result.leaks or result.error:
+        what = "LEAK" if result.leaks else "went wrong"
+        told = "; ".join(result.leaks) or result.error.strip().splitlines()[-1]
+        sys.stderr.write(f"{what}: run {result.plan.number} ({result.plan.row}): {told}\n  kept in {result.kept}\n")

@@ -1,0 +1,31 @@
+"""Which host answers for a record: what runs on the platform ``local`` can be seen and proven gone there only.
+
+With a shared ledger every host sees every record. A sweep of another host would find nothing of a local one, and call
+it released while it runs.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+from mlinfra_prefect.agent.identity import boot
+from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle.context import Context
+
+
+def on_another_host(context: Context, record: KeptRecord) -> str | None:
+    """Return the name of the host that a local record of a shared ledger belongs to; None: it may be kept here."""
+    if not context.shared or record.platform != "local":
+        return None
+    if record.keeper is None and not record.attempts and record.keeper_place == "service":
+        return None  # nothing of it exists yet, and it is on the host of whichever service claims it
+    process = record.keeper.process if record.keeper else record.client.process
+    host = process.host if process else record.owner.host
+    if host != socket.gethostname():
+        return host
+    same_kernel = process is not None and process.boot.partition("/")[0] == boot().partition("/")[0]
+    # Booted again since, or a host of the same name? Only on the right one lies what its attempts left.
+    if same_kernel or not record.attempts or any(Path(each.directory).exists() for each in record.attempts):
+        return None
+    return host
