@@ -139,6 +139,8 @@ def _stray(
     try:
         seen = context.ledger.read(record_id)
     except LedgerUnreadable:
+        if late is None:
+            raise  # it may be live: fail closed, and say so for as long as something of it is there
         return late
     if seen is None:
         if is_id(record_id) and laid(context.home, record_id) is not None:

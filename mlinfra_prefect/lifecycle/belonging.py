@@ -19,6 +19,12 @@ def why_foreign(context: Context, record: KeptRecord) -> str | None:
     work = context.home.work.resolve()
     for attempt in record.attempts:
         place = Path(attempt.directory).resolve()
-        if len(place.parents) > 3 and not place.is_relative_to(work) and (place.parents[3] / "ledger.sqlite").exists():
+        if len(place.parents) > 3 and not place.is_relative_to(work) and _is_another(place.parents[3], context):
             return f"its directories lie in the home {place.parents[3]}, which is there: nothing is touched from here"
     return None
+
+
+def _is_another(home: Path, context: Context) -> bool:
+    """Whether a home has a ledger of its own. One that is linked is the same ledger: its generations fence."""
+    theirs, ours = home / "ledger.sqlite", context.home.ledger
+    return theirs.exists() and not (ours.exists() and theirs.samefile(ours))
