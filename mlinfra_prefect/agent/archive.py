@@ -17,6 +17,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from .folders import private_folder
+
 PACKAGE = "mlinfra_agent"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _UNCHECKED_HASH = 0b01  # flags of a hash-based .pyc that is not compared with its source (PEP 552)
@@ -40,7 +42,7 @@ def build_archive(cache_dir: Path) -> Path:
     target = cache_dir / f"agent-{total.hexdigest()[:16]}.pyz"
     if target.is_file():
         return target
-    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(cache_dir)
     descriptor, scratch = tempfile.mkstemp(prefix=".agent-", dir=cache_dir)  # 0600 from birth
     try:
         with os.fdopen(descriptor, "wb") as file:

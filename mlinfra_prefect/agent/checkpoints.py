@@ -20,6 +20,7 @@ import uuid
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from .folders import private_folder
 from .transfer import FileEntry, TransferError, copy_tree, digest, no_tick, tree
 from .wire import CHECKPOINT_SCHEMA, MANIFEST, SpecError, read_json, sync_directory, write_json
 
@@ -86,7 +87,7 @@ def store(directory: Path, commit: Commit, target: Path, tick: Callable[[], None
         TransferError: the files changed while they were copied.
         OSError: the store cannot be written.
     """
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(target)
     number = max(_numbers(target), default=0) + 1
     scratch = target / f".incoming-{uuid.uuid4().hex}"
     try:
@@ -162,4 +163,4 @@ def _point_to(target: Path, number: int) -> None:
 
 def _clear(directory: Path) -> None:
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(directory)

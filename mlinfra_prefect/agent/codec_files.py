@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .codec_places import CodecError, Reader, Writer, type_name
+from .folders import private_folder
 from .transfer import FileEntry, TransferError, check_relative, copy_file, copy_tree, tree
 
 Inner = Callable[..., Any]
@@ -71,7 +72,7 @@ def _copy_path(writer: Writer, value: Path, names: list[str]) -> dict[str, Any]:
         found = (path for path in value.rglob("*") if path.is_dir() and not path.is_symlink())
         folders = sorted(path.relative_to(value).as_posix() for path in found)
         for folder in (".", *folders):
-            (place / name / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(place / name / folder)
         entries = copy_tree(value, place / name, names)
     files = [entry.to_payload() for entry in entries]
     return {"codec": "path", "root": place.name, "name": name, "files": files, "folders": folders}
@@ -86,7 +87,7 @@ def _decode_path(reader: Reader, envelope: dict[str, Any], where: str, _inner: I
         for folder in envelope["folders"] or ():
             (reader.directory / base / check_relative(folder)).mkdir(mode=0o700, parents=True, exist_ok=True)
         if envelope["folders"] is not None:
-            (reader.directory / base).mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_folder(reader.directory / base)
     except TransferError as error:
         raise CodecError(where, "path", f"cannot be read: {error}") from error
     return reader.directory / root / name

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .folders import private_folder
 from .transfer import FileEntry, TransferError, check_relative, digest
 
 DEEPEST = 100
@@ -70,7 +71,7 @@ class Writer:
         """A path in the directory that nothing has; the directory exists afterwards."""
         if self.directory is None:
             raise RuntimeError("a check writes no files")
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.directory)
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", self.name)[:60] or "value"
         while True:
             path = self.directory / f"{stem}-{self.count}{suffix}"

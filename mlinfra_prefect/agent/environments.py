@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import groups
+from .folders import private_folder
 from .transfer import no_tick
 from .wire import read_json_if_there, write_json
 
@@ -102,7 +103,7 @@ def ensure(
     key = json.dumps([seen["version"], str(python), seen["prefix"], sorted(requirements), inherit])
     name = hashlib.sha256(key.encode()).hexdigest()[:32]
     root = cache_dir / "environments"
-    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(root)
     place = root / name
     found = place / "bin" / "python"
     with _locked(root / f"{name}.lock", tick):

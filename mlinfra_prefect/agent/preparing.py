@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import allowlist
+from .folders import private_folder
 from .transfer import TransferError, check_relative
 from .wire import CHECKPOINT, CHECKPOINT_ACK, CODE, DRAFT, EVENTS, OUTPUTS
 
@@ -77,9 +78,9 @@ def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, root: Path) -> Non
     if stat.S_ISLNK(mode):
         raise TransferError(f"{entry.filename} is a link")
     if entry.is_dir():
-        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(target)
         return
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(target.parent)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o700 if mode & stat.S_IXUSR else 0o600)
     with os.fdopen(descriptor, "wb") as file, archive.open(entry) as source:
         while chunk := source.read(1 << 20):

@@ -9,6 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from . import secrets
+from .folders import private_folder
 from .wire import ARGS, JOB, JOBS, STOP, sync_directory, write_json
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ def stage(node_dir: Path, job_id: str) -> Path:
     """
     staging = node_dir / JOBS / f".{job_id}"
     shutil.rmtree(staging, ignore_errors=True)
-    for folder in (staging.parent, staging, staging / ARGS):  # parents=True would ignore the mode for all but the last
-        folder.mkdir(mode=0o700, exist_ok=True)
+    private_folder(staging / ARGS)
     return staging
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from .folders import private_folder
 from .wire import sync_directory
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def digest(path: Path, tick: Callable[[], None] = no_tick) -> tuple[str, int]:
 
 def copy_file(source: Path, target: Path, tick: Callable[[], None] = no_tick) -> tuple[str, int]:
     """Copy one file durably (mode 0600, or 0700 where it was executable); returns sha256 and size of the copy."""
-    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(target.parent)
     total, size = hashlib.sha256(), 0
     with source.open("rb") as incoming:
         mode = 0o700 if os.fstat(incoming.fileno()).st_mode & stat.S_IXUSR else 0o600
@@ -131,7 +132,7 @@ def copy_tree(
 ) -> list[FileEntry]:
     """Copy these files of a tree durably; returns what arrived."""
     entries: list[FileEntry] = []
-    target.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(target)
     folders = {target}
     for path in paths:
         sha256, size = copy_file(source / path, target / path, tick)

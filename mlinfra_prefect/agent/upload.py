@@ -9,6 +9,7 @@ import shutil
 from typing import TYPE_CHECKING
 
 from . import events
+from .folders import private_folder
 from .transfer import copy_tree, tree
 from .wire import DRAFT, MANIFEST, MANIFEST_SCHEMA, OUTPUTS, read_json_if_there, write_json
 
@@ -24,7 +25,7 @@ def upload(job_dir: Path, upload_dir: Path, metrics: Mapping[str, float], tick: 
         TransferError: the outputs hold a link that leads out of them, a socket, a pipe or a device.
         OSError: the place cannot be written.
     """
-    upload_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(upload_dir)
     (upload_dir / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(upload_dir / "files", ignore_errors=True)
     outputs = job_dir / OUTPUTS

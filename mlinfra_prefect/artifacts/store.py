@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import ArtifactCorrupted, BadMetrics, NoModel, NotFound
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.names import digest, is_id
@@ -80,7 +81,7 @@ class ArtifactStore:
     @contextmanager
     def _committing(self, artifact_id: str) -> Iterator[None]:
         staging = self._directory / ".staged"
-        staging.mkdir(parents=True, mode=0o700, exist_ok=True)
+        private_folder(staging)
         lock = os.open(staging / f"{artifact_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -107,7 +108,7 @@ class ArtifactStore:
         verify_files(incoming / "files", files)
         staged = self._directory / ".staged" / artifact_id
         shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True, mode=0o700)
+        private_folder(staged)
         shutil.copytree(incoming / "files", staged / "files", symlinks=True)
         verify_files(staged / "files", files)
         artifact = parsed(

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from mlinfra_prefect import killpoints
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.chaos import campaign as running, matrix
 from mlinfra_prefect.chaos.models import models_in
 from mlinfra_prefect.chaos.place import Setting
@@ -78,7 +79,7 @@ def _skipped(chosen: list[Row]) -> dict[str, str]:
 
 def _setting(can: list[Row]) -> Setting:
     cache = Home.from_environment().cache
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(cache)
     engine = str(find_engine(_configured(), cache_dir=cache).path)
     return Setting(cache, engine, Path(tempfile.gettempdir()), models_in(cache) if any(r.serves for r in can) else ())
 

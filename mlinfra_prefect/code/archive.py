@@ -13,6 +13,7 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def write_archive(package: CodePackage, destination_dir: Path) -> Path:
     destination = destination_dir / archive_name(package)
     if destination.is_file():
         return destination
-    destination_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(destination_dir)
     descriptor, name = tempfile.mkstemp(prefix=".code-", suffix=".zip", dir=destination_dir)  # 0600 from birth
     unfinished = Path(name)
     try:

@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from mlinfra_prefect.agent import loading
 from mlinfra_prefect.agent.allowlist import inherited
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.code import probe
 from mlinfra_prefect.code.address import FIELD, TOP_LEVEL_REMEDY, CallableReference
 from mlinfra_prefect.code.archive import write_archive
@@ -75,7 +76,7 @@ def check_import(
     stored = cache_dir / "import-checks" / f"{_key(reference, package, python, requirements)}.json"
     if (known := _remembered(stored)) is not None:
         return _signature(known)
-    stored.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(stored.parent)
     # A `.map` over many leases asks for one check many times at once; all but the first find it remembered.
     with FileLock(f"{stored}.lock", mode=0o600):
         known = _remembered(stored) or _check(
@@ -134,7 +135,7 @@ def _refusal(reference: CallableReference, result: dict[str, Any], requirements:
 def _probe(
     reference: CallableReference, package: CodePackage | None, cache_dir: Path, python: str, timeout: float
 ) -> dict[str, Any]:
-    cache_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(cache_dir)
     with tempfile.TemporaryDirectory(prefix="import-check-", dir=cache_dir, ignore_cleanup_errors=True) as name:
         place = Path(name).resolve()
         code_root = place / "code"

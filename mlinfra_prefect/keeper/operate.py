@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import LeaseLost, MlinfraError, NodeLost, PermanentError, TrainingStopped
 from mlinfra_prefect.keeper.desk import laid, lay, take_off, wake, why_over
 from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation, end_overdue_terraform
@@ -167,7 +168,7 @@ def _announced(context: Context, record_id: str) -> int:
 
 def _take_operation_lock(context: Context, record: KeptRecord) -> bool:
     place = context.home.record_dir(record.id)
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(place)
     path = place / OPERATION_LOCK
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:

@@ -11,6 +11,7 @@ import contextlib
 import json
 from pathlib import Path
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.model.home import Home
@@ -22,7 +23,7 @@ def archive(home: Home, record: KeptRecord) -> None:
     """Write a released record into its directory. Idempotent; a full disk never undoes a release."""
     place = home.record_dir(record.id)
     with contextlib.suppress(OSError):
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(place)
         write_json(place / NAME, json.loads(record.model_dump_json()))
 
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.artifacts import Lineage
 from mlinfra_prefect.errors import LeaseLost, MlinfraError
 from mlinfra_prefect.ledger import KeptRecord, revise
@@ -79,7 +80,7 @@ def collect(context: Context, record: LeaseRecord, job_id: str) -> ModelArtifact
 def note_lineage(context: Context, record: LeaseRecord, job_id: str, lineage: Lineage, makers: Sequence[Any]) -> None:
     """Write down where a job's artifact will come from: durable, and where the node cannot reach it (rule R15)."""
     path = _lineage_file(context, record.id, job_id)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(path.parent)
     with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
         stream.write(json.dumps({**asdict(lineage), "makers": list(makers)}))
         stream.flush()

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import (
     KeeperUnavailable,
     LeaseLost,
@@ -165,7 +166,7 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     context.tell(record)
     platform = context.platform(record.platform)
     directory = Path(attempt.directory)
-    directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(directory.parent)
     stack_input = platform.stack(record, attempt)
     stack = context.open_stack(directory, record, attempt.number)
     stack.prepare(stack_input.root_module, stack_input.variables, deadline=until)

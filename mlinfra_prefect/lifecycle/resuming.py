@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import LeaseHeld, ResumeHeld
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.lease import LeaseRecord
@@ -39,8 +40,7 @@ def take_resume_key(context: Context, record: LeaseRecord, key: str, code_hash: 
     """
     _hold(context, record, key)
     store = context.home.checkpoints / record.environment / digest("checkpoint", key)
-    for folder in (store.parent, store):  # parents=True would leave the mode of all but the last to the umask
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(store)
     path = store / _MAKERS
     makers = json.loads(path.read_bytes())["makers"] if path.exists() else []
     last = max((int(place.name) for place in store.iterdir() if place.name.isdecimal()), default=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlinfra_prefect.agent import codecs
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.artifacts import Lineage
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.lifecycle.collecting import note_job, note_lineage
@@ -42,7 +43,7 @@ def submitted(
     place = take_resume_key(context, record, _resume_key(record, work), work.code_hash)
     staged = Path(attempt.node_dir).parent / "staging" / job_id
     shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(mode=0o700, parents=True)
+    private_folder(staged)
     if work.code_archive is not None:
         shutil.copyfile(work.code_archive, staged / "code.zip")
     environment = digest("environment", json.dumps(dict(work.versions)), *work.requirements)
@@ -54,7 +55,7 @@ def submitted(
     note_lineage(context, record, job_id, lineage, place.makers)
     found = _artifacts_in((*work.args, *work.kwargs.values()))
     incoming = context.artifacts.incoming(record.id, job_id)
-    incoming.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(incoming.parent)
     job = {
         "schema": "mlinfra-prefect/job/1",
         "job_id": job_id,

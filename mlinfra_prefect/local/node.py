@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.agent import identity
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.agent.secrets import make_fifo, serve_secrets
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.model.stack import JobStatus
@@ -71,7 +72,7 @@ class LocalNode:
         """Hand a staged job to the agent, and answer its question for secrets while the block runs."""
         write_json(staged / "job.json", dict(job))
         target = self._job(job_id)
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(target.parent)
         if secrets:
             make_fifo(staged)
         with self.answering(job_id, secrets):

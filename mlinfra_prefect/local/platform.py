@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.agent.archive import build_archive
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NodeLost
 from mlinfra_prefect.local import client, process, routing, tokens
@@ -77,7 +78,7 @@ class LocalPlatform:
             EndpointNotReady: the server's environment cannot be made, or somebody else took the endpoint's port.
         """
         node_dir = Path(attempt.node_dir)
-        node_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(node_dir)
         archive = build_archive(self._cache)
         grant, spec = grant_of(attempt), node_dir.parent / "agent-spec.json"
         secret = token()

@@ -11,6 +11,7 @@ import os
 import secrets
 from pathlib import Path
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.model.endpoint import TOKEN, EndpointRecord, RolloutRecord
 
 TOKEN_BYTES = 32
@@ -33,7 +34,7 @@ def ensure(path: Path) -> None:
     """Make the token where there is none yet. Idempotent, also for two who do it at once: the first one's stays."""
     if path.exists():
         return
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    private_folder(path.parent)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)  # of a process that was killed here, and had this number before
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:

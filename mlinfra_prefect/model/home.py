@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import LedgerUnavailable
 
 HOME_VARIABLE = "MLINFRA_HOME"
@@ -48,7 +49,7 @@ class Home:
                 self.cache,
                 self.slots,
             ):
-                place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                private_folder(place)
         except OSError as error:
             raise LedgerUnavailable(
                 f"{HOME_VARIABLE}: {self.root} cannot be used ({error.strerror}).",

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.terraform.engine import Engine
-from mlinfra_prefect.terraform.files import private_directory, write_private
+from mlinfra_prefect.terraform.files import write_private
 from mlinfra_prefect.terraform.module import LOCK_FILE
 
 if TYPE_CHECKING:
@@ -90,14 +91,14 @@ def literal(value: Any) -> Any:
 
 def write(directory: Path, content: Root, *, engine: Engine, workdir: Path, has_backend: bool) -> None:
     """Writes the bundle durably; ``workdir`` is where the module was initialised (its lock file and provider cache)."""
-    private_directory(directory)
+    private_folder(directory)
     lock = workdir / LOCK_FILE
     if lock.is_file():
         write_private(directory / LOCK_FILE, lock.read_bytes())
     cache, link = workdir / PROVIDERS, directory / PROVIDERS
     if cache.is_dir() and not link.is_symlink():
         # With the providers at hand a destroy needs no network; where the link dangles, init fetches them again.
-        private_directory(link.parent)
+        private_folder(link.parent)
         link.symlink_to(os.path.relpath(cache, link.parent), target_is_directory=True)
     write_private(directory / "main.tf.json", json.dumps(content.document, indent=1).encode())
     about = {

@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import EngineMissing, EngineTooOld
 from mlinfra_prefect.terraform import embedded
 from mlinfra_prefect.terraform.environment import environment
-from mlinfra_prefect.terraform.files import private_directory, write_private
+from mlinfra_prefect.terraform.files import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,7 +59,7 @@ def find_engine(configured: Path | None, *, cache_dir: Path, path: str | None = 
         EngineMissing: there is none, or the configured one does not run.
         EngineTooOld: the only ones there are, or the configured one, are older than 1.10.
     """
-    directory = private_directory(cache_dir / "engine")
+    directory = private_folder(cache_dir / "engine")
     if configured is not None:
         return _checked(configured.expanduser().absolute(), directory)
     refused: list[EngineMissing | EngineTooOld] = []

@@ -6,16 +6,12 @@ import os
 import tempfile
 from pathlib import Path
 
-
-def private_directory(path: Path) -> Path:
-    """Makes the directory (and its parents) with mode 0700 and returns it; existing ones keep their mode."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
+from mlinfra_prefect.agent.folders import private_folder
 
 
 def write_private(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
     """Replaces the file atomically; ``durable`` also forces the content to disk before the rename."""
-    private_directory(path.parent)
+    private_folder(path.parent)
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:

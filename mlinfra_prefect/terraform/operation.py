@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.terraform import decisions, events, process
 from mlinfra_prefect.terraform.environment import environment
-from mlinfra_prefect.terraform.files import private_directory, write_private
+from mlinfra_prefect.terraform.files import write_private
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,7 +50,7 @@ class Runner:
             OperationTimedOut, StateLocked, EngineMissing: as in `process.run`.
         """
         name = argv[1]
-        output = private_directory(self.layout.output) / f"{time.time_ns()}-{name}"
+        output = private_folder(self.layout.output) / f"{time.time_ns()}-{name}"
         reader = events.Reader(output.with_name(output.name + ".out"))
 
         def follow() -> None:

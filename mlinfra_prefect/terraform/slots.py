@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import psutil
 from filelock import FileLock, Timeout
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import InvalidInput, OperationTimedOut
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Slots:
             lock.release()
 
     def _acquire(self, deadline: float) -> FileLock:
-        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(self.directory)
         while True:
             for number in range(self.limit):
                 # thread_local off: a slot may be given back by another thread than the one that took it.

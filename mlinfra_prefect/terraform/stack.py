@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.errors import (
     InvalidInput,
     MlinfraError,
@@ -24,7 +25,7 @@ from mlinfra_prefect.errors import (
     TerraformFailed,
 )
 from mlinfra_prefect.terraform import bundle, command, lock, module, planned, stale, state
-from mlinfra_prefect.terraform.files import private_directory, write_private
+from mlinfra_prefect.terraform.files import write_private
 from mlinfra_prefect.terraform.layout import Layout
 from mlinfra_prefect.terraform.operation import Runner
 from mlinfra_prefect.terraform.process import GRACE_SECONDS
@@ -195,7 +196,7 @@ class Stack:
                 raise InvalidInput(name, told, f"It declares: {_list(found.variables)}.")
             _check_json(name, value)
         self._check_free()
-        private_directory(self.directory).chmod(0o700)
+        private_folder(self.directory).chmod(0o700)
         for former in (layout.plan, layout.plan_json):
             former.unlink(missing_ok=True)
         shutil.rmtree(layout.root, ignore_errors=True)
