@@ -14,6 +14,7 @@ import socket
 import sys
 import time
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
@@ -31,7 +32,7 @@ from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
 from mlinfra_prefect.lifecycle.progress import why_hung
 from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
-from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass
+from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass, stop_pass
 from mlinfra_prefect.lifecycle.rolling import advance
 from mlinfra_prefect.lifecycle.versions import enter
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
@@ -41,6 +42,8 @@ from mlinfra_prefect.model.lease import Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
 
 FAILED = 1
+STOPS_AT_ONCE = 64
+"""Threads of `stop`; each waits for one drain."""
 ANNOUNCED_SECONDS = 60.0
 """How long a card may announce a record that is not written yet, where no client tells that it is still coming."""
 
@@ -58,7 +61,8 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         take_off(context.home, record_id)
         return 0
     try:
-        if not _take_operation_lock(context, record) or not end_overdue_terraform(context, record):
+        # Its lock is held until this process ends.
+        if _take_operation_lock(context, record) is None or not end_overdue_terraform(context, record):
             return BUSY
         record = _take(context, record, keeper)
         killpoint("after-take", context.home.root)
@@ -81,6 +85,43 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         elif after is not None:
             lay(context, after.record)
     return 0
+
+
+def stop(context: Context, record_ids: list[str], keeper: Keeper) -> int:
+    """See to the drains and the meters of records whose release waits for its turn, all at once. Returns an exit code.
+
+    One process for all of them: fifty interpreters are gigabytes, fifty threads that wait are not. It ends nothing
+    that its own operation would not end, and what fails here that operation meets again.
+    """
+    context.tell = lambda record: lay(context, record)
+
+    def one(record_id: str) -> int:
+        try:
+            _stop_one(context, record_id, keeper)
+        except (MlinfraError, OSError) as error:
+            sys.stderr.write(f"{record_id}: not stopped yet: {type(error).__name__}: {error}\n")
+            return FAILED
+        finally:
+            wake(context.home, record_id)
+        return 0
+
+    with ThreadPoolExecutor(min(len(record_ids), STOPS_AT_ONCE)) as pool:
+        return max(pool.map(one, record_ids))
+
+
+def _stop_one(context: Context, record_id: str, keeper: Keeper) -> None:
+    seen = context.ledger.read(record_id)
+    if seen is None or why_foreign(context, seen.record) is not None:
+        return
+    lock = _take_operation_lock(context, seen.record)
+    if lock is None:
+        return
+    try:
+        if end_overdue_terraform(context, seen.record):
+            _go_on(context, _take(context, seen.record, keeper), only_stop=True)
+            lay(context, context.record(record_id))
+    finally:
+        os.close(lock)
 
 
 def _kept_elsewhere(context: Context, record: KeptRecord, keeper: Keeper) -> bool:
@@ -166,7 +207,8 @@ def _announced(context: Context, record_id: str) -> int:
     return 0
 
 
-def _take_operation_lock(context: Context, record: KeptRecord) -> bool:
+def _take_operation_lock(context: Context, record: KeptRecord) -> int | None:
+    """Return the descriptor whose closing gives the record back; None: another process works on it."""
     place = context.home.record_dir(record.id)
     private_folder(place)
     path = place / OPERATION_LOCK
@@ -176,9 +218,9 @@ def _take_operation_lock(context: Context, record: KeptRecord) -> bool:
     except BlockingIOError:
         os.close(descriptor)
         end_overdue_operation(context, record)
-        return False
+        return None
     os.utime(descriptor)  # since when: whoever waits for a hung one must know
-    return True  # held until this process ends
+    return descriptor
 
 
 def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
@@ -199,10 +241,15 @@ def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
     return revise(context.ledger, record.id, change, actor=context.actor, reason=why)
 
 
-def _go_on(context: Context, record: KeptRecord) -> None:
+def _go_on(context: Context, record: KeptRecord, *, only_stop: bool = False) -> None:
     while record.state is not State.RELEASED:
         before = record
         record = look_at_client(context, record)
+        if only_stop and record.state is not State.READY:
+            if record.state is State.RELEASING:
+                for problem in stop_pass(context, record):
+                    sys.stderr.write(f"{record.id}: {problem}\n")
+            return
         record = _advance(context, record)
         if record == before:
             return
@@ -252,6 +299,7 @@ def main() -> NoReturn:
     verbs = parser.add_subparsers(dest="verb", required=True)
     verbs.add_parser("step").add_argument("id")
     verbs.add_parser("renew").add_argument("ids", nargs="+")
+    verbs.add_parser("stop").add_argument("ids", nargs="+")
     verbs.add_parser("pass")
     verbs.add_parser("lookout")
     arguments = parser.parse_args()
@@ -264,6 +312,8 @@ def main() -> NoReturn:
             code = step(context, arguments.id, keeper)
         elif arguments.verb == "renew":
             code = renew(context, arguments.ids, keeper)
+        elif arguments.verb == "stop":
+            code = stop(context, arguments.ids, keeper)
         elif arguments.verb == "lookout":
             from mlinfra_prefect.keeper.lookout import keep_looking
 

@@ -50,4 +50,6 @@ def end_overdue_operation(context: Context, record: KeptRecord) -> None:
     with suppress(OSError):
         until = max(path.stat().st_mtime + OPERATION_SECONDS, *(each + OVERDUE_SECONDS for each in deadlines), 0.0)
         if time.time() > until:
-            end(holders(carriers(record.ledger_id, record.id), path), grace_seconds=GRACE_SECONDS, first=signal.SIGKILL)
+            # Its own operation, or one that saw to the meters of many: that one is nobody's in particular.
+            ours = [*carriers(record.ledger_id, record.id), *carriers(record.ledger_id, "")]
+            end(holders(ours, path), grace_seconds=GRACE_SECONDS, first=signal.SIGKILL)

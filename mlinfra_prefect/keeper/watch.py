@@ -37,6 +37,12 @@ RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 15.0, 60.0)
 LOOKS_AT_ONCE = 8
 """Operations at once that only take over what is well: a new watcher of 300 leases must not start 300 processes. What
 has something to do (a release, a lost client, a moment that has come) never waits for that."""
+ENDS_AT_ONCE = 8
+"""Operations at once that may end what is up: 50 leases that reach their deadlines in the same moment must not be 50
+interpreters. One process sees to the drains and meters of those that wait, at once: what costs money never waits, and
+with two cores the last of 50 meters stops in less than half the time. What is only beginning has no part in it."""
+BEGINNING = ("requested", "provisioning")
+OWN_MARKS = ("MLINFRA_LEASE_ID", "MLINFRA_ATTEMPT", "MLINFRA_DEADLINE")
 LOOK_SECONDS = 1.0
 """How often clients are looked at where the kernel has no pidfd."""
 OPERATION_SECONDS = 300.0
@@ -94,6 +100,11 @@ def is_held(path: str) -> bool:
     return False
 
 
+def passed_on(env: dict[str, str]) -> dict[str, str]:
+    """What of a card's environment is not the mark of its one record."""
+    return {name: value for name, value in env.items() if name not in OWN_MARKS}
+
+
 class Process:
     """An operation process that the watcher started, and when it must be over."""
 
@@ -123,6 +134,8 @@ class Entry:
         self.fresh = True  # and until that has ended well, nothing is known to be wrong with it
         self.looks = False  # whether its operation only takes over
         self.held = False  # whether one that only takes over waits for others
+        self.queued = False  # whether one that ends what is up waits for others
+        self.stopped = False  # and whether its drain and its meter are being seen to meanwhile, or were
         self.lost = False
         self.told_lost = False
         self.failures = 0
@@ -145,8 +158,14 @@ class Entry:
         """Whether an operation would only take over what is well."""
         return self.fresh and not self.lost and (self.due is None or self.due > now)
 
+    def ends(self) -> bool:
+        """Whether an operation may have to end what is up."""
+        return self.card.get("kind") != "rollout" and self.card.get("state") not in BEGINNING
+
     def next_moments(self, now: float, clock: float) -> list[float]:
         """In how many seconds an operation must run; empty: at no known moment."""
+        if self.queued:
+            return []  # the end of another one is what wakes us
         pause = self.not_before - clock
         if (self.wanted or (self.lost and not self.told_lost)) and not (self.held and not self.lost):
             return [pause]
@@ -185,6 +204,7 @@ class Watcher:
         self.entries: dict[str, Entry] = {}
         self.renewal: Process | None = None
         self.next_renewal = time.monotonic() + self.renew_seconds
+        self.stopping: Process | None = None
         self.passing: Process | None = None
         self.next_pass: float | None = time.monotonic() + PASS_DELAY_SECONDS
         self.last_pass = 0.0
@@ -384,12 +404,17 @@ class Watcher:
             self.judge(entry)
         if ended:
             self.read_cards()  # only now can a card that is gone be dropped: its operation has been judged
-        for name in ("renewal", "passing", "lookout"):
+        for name in ("renewal", "stopping", "passing", "lookout"):
             process = getattr(self, name)
             if process is not None:
-                process.end_if_overdue(0.0)
+                process.end_if_overdue(self.last_deadline() if name == "stopping" else 0.0)
                 if process.ended():
                     setattr(self, name, None)
+
+    def last_deadline(self) -> float:
+        """When the last of the drains must be over that are being seen to."""
+        deadlines = [entry.card.get("operation_deadline") for entry in self.entries.values() if entry.stopped]
+        return max((float(each) for each in deadlines if isinstance(each, int | float)), default=0.0)
 
     def judge(self, entry: Entry) -> None:
         """An operation has ended: was it enough, and if not, when is the next one?"""
@@ -405,30 +430,55 @@ class Watcher:
             entry.failures = 0
 
     def start_operations(self) -> None:
-        """Spawn an operation for each card that needs one."""
+        """Spawn an operation for each card that needs one, within limits; meters first."""
         if self.ending:
             return
         now, clock = time.time(), time.monotonic()
         looks = sum(entry.looks for entry in self.entries.values())
+        ends = sum(bool(entry.operation) and not entry.looks and entry.ends() for entry in self.entries.values())
+        chosen = []
         for name, entry in self.entries.items():
-            entry.held = False
+            entry.held = entry.queued = False
             if entry.operation or clock < entry.not_before or not entry.is_called_for(now):
                 continue
             if any(is_held(str(path)) for path in entry.card.get("lock_files") or ()) and not self.overdue(entry, now):
                 entry.pause(BUSY_SECONDS)  # a Terraform of it runs, whoever started it, and is respected
                 continue
-            only_new = entry.is_only_new(now)
-            if only_new and looks >= LOOKS_AT_ONCE:
-                entry.held = True  # the end of another one is what wakes us
-                continue
-            entry.began_with = entry.card
-            entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
-            if entry.operation is None:
-                entry.pause(RETRY_SECONDS)
-                continue
-            entry.wanted, entry.told_lost = False, entry.lost
-            entry.looks = only_new
-            looks += only_new
+            if entry.is_only_new(now):
+                entry.held = looks >= LOOKS_AT_ONCE  # then the end of another one is what wakes us
+                looks += not entry.held
+            elif entry.ends():
+                entry.queued = ends >= ENDS_AT_ONCE or (entry.stopped and self.is_at_work(name))
+                ends += not entry.queued
+            if not entry.held and not entry.queued:
+                chosen.append(name)
+        self.start_stopping()
+        for name in chosen:
+            self.start_operation(name, self.entries[name], looks=self.entries[name].is_only_new(now))
+
+    def start_operation(self, name: str, entry: Entry, *, looks: bool) -> None:
+        """Spawn the operation of a card."""
+        entry.began_with = entry.card
+        entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
+        if entry.operation is None:
+            entry.pause(RETRY_SECONDS)
+            return
+        entry.wanted, entry.told_lost, entry.stopped, entry.looks = False, entry.lost, False, looks
+
+    def is_at_work(self, name: str) -> bool:
+        """Whether a process works on a record, whoever started it."""
+        return is_held(os.path.join(self.home, "work", name, "operation.lock"))
+
+    def start_stopping(self) -> None:
+        """Have the drains and meters seen to of what waits for its turn to be released."""
+        waiting = {name: entry for name, entry in self.entries.items() if entry.queued and not entry.stopped}
+        if not waiting or self.stopping is not None:
+            return
+        env = next(iter(waiting.values())).card.get("env") or {}
+        chosen = [name for name, entry in waiting.items() if passed_on(entry.card.get("env") or {}) == passed_on(env)]
+        self.stopping = self.spawn(["stop", *chosen], passed_on(env), OPERATION_SECONDS)
+        for name in chosen if self.stopping is not None else ():
+            self.entries[name].stopped = True
 
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:

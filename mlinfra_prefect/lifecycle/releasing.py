@@ -50,13 +50,9 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
     record = current(context, record)
     if record.state is State.STUCK:
         record = mark(context, record, "another pass", state=State.RELEASING)
-    left = [attempt.number for attempt in record.attempts if attempt.state is not AttemptState.RELEASED]
-    if record.drain and isinstance(record, LeaseRecord):
-        record = _drain(context, record)
+    left = _left(record)
     problems: list[str] = []
-    if isinstance(record, RolloutRecord):
-        withdraw(context, record)
-    record = _each(context, record, left, _stop_meter, problems)
+    record = _stop(context, record, left, problems)
     if not isinstance(record, LeaseRecord):
         problems += leave_whole(context, record)
     if isinstance(record, LeaseRecord) and record.jobs and (left or _unended(record)):
@@ -74,6 +70,32 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
         context.platform(record.platform).tidy(record, attempt)
     killpoint("before-receipt", context.home.root)
     return write_receipt(context, record, searches)
+
+
+def stop_pass(context: Context, record: KeptRecord) -> list[str]:
+    """Drain a releasing record and stop its meters: the part of a release that waits for no other one. Idempotent.
+
+    The release pass that follows finds that done, and meets again whatever stood in the way, which is returned.
+
+    Raises:
+        LeaseLost: a newer keeper took over: nothing more was touched.
+    """
+    record = current(context, record)
+    problems: list[str] = []
+    _stop(context, record, _left(record), problems)
+    return problems
+
+
+def _left(record: KeptRecord) -> list[int]:
+    return [attempt.number for attempt in record.attempts if attempt.state is not AttemptState.RELEASED]
+
+
+def _stop(context: Context, record: KeptRecord, left: list[int], problems: list[str]) -> KeptRecord:
+    if record.drain and isinstance(record, LeaseRecord):
+        record = _drain(context, record)
+    if isinstance(record, RolloutRecord):
+        withdraw(context, record)
+    return _each(context, record, left, _stop_meter, problems)
 
 
 def _collect(context: Context, record: LeaseRecord) -> list[str]:

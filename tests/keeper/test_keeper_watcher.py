@@ -301,3 +301,37 @@ def test_taking_over_many_at_once_stays_small_and_what_is_due_does_not_wait(tmp_
         (tmp_path / "go").touch()
         watcher.kill()
         watcher.wait()
+
+
+def test_many_releases_at_once_are_few_operations_and_no_meter_waits(house: House) -> None:
+    """Terraform hangs: the first ones stand in its way, and all others cost nothing any more all the same."""
+    many = watch.ENDS_AT_ONCE + 4
+    client = house.client(f"""
+        from concurrent.futures import ThreadPoolExecutor
+        with ThreadPoolExecutor({many}) as pool:
+            records = list(pool.map(ready, [f"lease-{{number}}" for number in range({many})]))
+        say("all", ids=[record.id for record in records])
+        wait_for("end")
+    """)
+    ids = client.hears("all", seconds=120)["ids"]
+    house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "nothing is to be done")
+    grants = [house.home / "work" / each / "1" / "grant" for each in ids]
+    assert all(grant.exists() for grant in grants)
+    hold = house.handles / "hold-destroy"
+    hold.touch()
+    client.kill()
+    most = 0
+
+    def stopped() -> bool:
+        nonlocal most
+        most = max(most, len(house.processes("mlinfra_prefect.keeper", "step")))
+        return not any(grant.exists() for grant in grants)
+
+    house.until(stopped, "every meter is stopped", seconds=90)
+    going = [each for each in judge.records(house.home).values() if each["state"] == "releasing"]
+    assert len(going) == many
+    assert 0 < most <= watch.ENDS_AT_ONCE
+    hold.unlink()
+    for each in ids:
+        assert house.becomes(each, "released", seconds=120)["receipt"]
+    house.until(lambda: not house.processes(), "nothing is left", seconds=30)
