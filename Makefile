@@ -70,7 +70,7 @@ SEED ?= 1
 JOBS ?= 2
 chaos: $(VENV)/.installed
 	@MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect chaos --runs $(RUNS) --seed $(SEED) --jobs $(JOBS) \
-	  $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT))
+	  $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT)) $(if $(GO_ON),--go-on)
 
 clean:
 	rm -rf $(VENV) $(CACHE) dist build

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from random import Random
@@ -21,6 +22,7 @@ from mlinfra_prefect.chaos.place import Setting
 from mlinfra_prefect.chaos.plan import Plan, Row
 from mlinfra_prefect.chaos.report import SCHEMA, summary
 from mlinfra_prefect.chaos.running import BEYOND_SECONDS, Result, run
+from mlinfra_prefect.errors import InvalidInput
 
 MOST_MISSES = 4
 """Runs that may be started for each one that is wanted: some strikes find no victim any more, and are not counted."""
@@ -49,16 +51,19 @@ def campaign(
     seed: int,
     jobs: int = 1,
     beyond: float = BEYOND_SECONDS,
+    before: Sequence[Result] = (),
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
     """Do runs until `runs` faults reached their victims, `jobs` at a time; returns every result, in order of number.
 
-    Interrupted (``KeyboardInterrupt``), it waits for the runs that are going and returns what there is.
+    What a campaign of this seed and these rows has done `before` counts, and is not done again. Interrupted
+    (``KeyboardInterrupt``), it waits for the runs that are going and returns what there is.
     """
-    wanted = plans(rows, seed)
-    done: list[Result] = []
+    known = {result.plan.number for result in before}
+    wanted = ((row, plan) for row, plan in plans(rows, seed) if plan.number not in known)
+    done: list[Result] = list(before)
     going: set[Future[Result]] = set()
-    started = injected = 0
+    started, injected = len(done), sum(map(counted, done))
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         try:
             while injected < runs and started < MOST_MISSES * runs:
@@ -85,17 +90,57 @@ def counted(result: Result) -> bool:
     return not result.error and (result.injected or bool(result.leaks))
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a campaign that is gone on with has done."""
+
+    results: tuple[Result, ...] = ()
+    seconds: float = 0.0
+    commits: tuple[str, ...] = ()
+
+
+def earlier(path: Path, rows: Sequence[Row], seed: int) -> Earlier:
+    """Return what the campaign in a file has done; nothing, when there is no such file.
+
+    Raises:
+        InvalidInput: it is no campaign, or one of another seed or of other rows.
+    """
+    if not path.exists():
+        return Earlier()
+    try:
+        document = json.loads(path.read_bytes())
+        told = (document["schema"], document["seed"], tuple(row["row"] for row in document["rows"]))
+        results = tuple(map(Result.read, document["runs"]))
+        found = Earlier(results, float(document["seconds"]), tuple(document["commit"].split(", ")))
+    except (OSError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInput("json", f"{path} holds no campaign: {type(error).__name__}: {error}") from error
+    for name, is_there, wanted in zip(
+        ("json", "seed", "rows"), told, (SCHEMA, seed, tuple(row.name for row in rows)), strict=True
+    ):
+        if is_there != wanted:
+            raise InvalidInput(name, f"the campaign in {path} has another one", "Name another file, or the same words.")
+    return found
+
+
 def as_json(
-    rows: Iterable[Row], results: Sequence[Result], *, seed: int, jobs: int, skipped: dict[str, str], seconds: float
+    rows: Iterable[Row],
+    results: Sequence[Result],
+    *,
+    seed: int,
+    jobs: int,
+    skipped: dict[str, str],
+    seconds: float,
+    before: Earlier | None = None,
 ) -> dict[str, Any]:
     """The whole campaign as one JSON document; its format is described in ``docs/chaos.md``."""
+    before = before or Earlier()
     return {
         "schema": SCHEMA,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "seed": seed,
         "jobs": jobs,
-        "seconds": round(seconds, 1),
-        "commit": _commit(),
+        "seconds": round(before.seconds + seconds, 1),
+        "commit": ", ".join(dict.fromkeys((*before.commits, _commit()))),
         "machine": machine(),
         "skipped": skipped,
         "rows": [

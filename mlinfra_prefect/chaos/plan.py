@@ -56,6 +56,16 @@ class Plan:
         """As plain JSON."""
         return asdict(self)
 
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Plan:
+        """Return a plan from its plain JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        strikes = tuple(Strike(**{**each, "victims": tuple(each["victims"])}) for each in told["strikes"])
+        return cls(**{**told, "strikes": strikes})
+
 
 @dataclass(frozen=True, slots=True)
 class Row:

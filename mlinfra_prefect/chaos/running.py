@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -48,6 +49,15 @@ class Result:
     def told(self) -> dict[str, Any]:
         """As plain JSON."""
         return asdict(self)
+
+    @classmethod
+    def read(cls, told: Mapping[str, Any]) -> Result:
+        """Return a result from its plain JSON.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is none.
+        """
+        return cls(**{**told, "plan": Plan.read(told["plan"])})
 
 
 def run(setting: Setting, row: Row, plan: Plan, *, beyond: float = BEYOND_SECONDS) -> Result:

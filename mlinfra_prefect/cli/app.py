@@ -328,6 +328,7 @@ def chaos(
     jobs: int = 1,
     json_file: Annotated[str | None, Parameter(name="--json")] = None,
     report: str | None = None,
+    go_on: Flag = False,
 ) -> int:
     """Kill everything at every moment, and count what leaks.
 
@@ -341,12 +342,14 @@ def chaos(
         jobs: How many runs at a time.
         json_file: Write every run and the figures of each row into this file.
         report: Write the figures as a page in Markdown into this file.
+        go_on: Go on with the campaign in the file of --json: its runs count, and only the others are done.
     """
     from mlinfra_prefect.cli import breaking
 
     return breaking.chaos(
-        list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file, report=report
-    )
+        list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file, report=report,
+        go_on=go_on,
+    )  # fmt: skip
 
 
 @app.command(sort_key=20)

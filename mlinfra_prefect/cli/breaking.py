@@ -23,7 +23,15 @@ from mlinfra_prefect.terraform import find_engine
 
 
 def chaos(
-    *, list_rows: bool, runs: int, seed: int, rows: str, jobs: int, json_file: str | None, report: str | None
+    *,
+    list_rows: bool,
+    runs: int,
+    seed: int,
+    rows: str,
+    jobs: int,
+    json_file: str | None,
+    report: str | None,
+    go_on: bool,
 ) -> int:
     """Run a campaign, or say what there is to run. The exit code is 1 when anything leaked."""
     chosen = _chosen(rows)
@@ -32,11 +40,14 @@ def chaos(
         return DONE
     if runs < 1 or jobs < 1:
         raise InvalidInput("runs" if runs < 1 else "jobs", "is less than 1", "Give a number from 1.")
+    if go_on and json_file is None:
+        raise InvalidInput("go-on", "names no campaign", "Add --json FILE: the file that its first part wrote.")
+    before = running.earlier(Path(json_file), chosen, seed) if go_on and json_file is not None else running.Earlier()
     skipped = _skipped(chosen)
     can = [row for row in chosen if row.name not in skipped]
     setting = _setting(can)
     began = time.monotonic()
-    told: list[Result] = []
+    told: list[Result] = list(before.results)
 
     def on_result(result: Result) -> None:
         told.append(result)
@@ -46,12 +57,14 @@ def chaos(
 
     def save(found: list[Result]) -> dict[str, object]:
         seconds = time.monotonic() - began
-        document = running.as_json(chosen, found, seed=seed, jobs=jobs, skipped=skipped, seconds=seconds)
+        document = running.as_json(chosen, found, seed=seed, jobs=jobs, skipped=skipped, seconds=seconds, before=before)
         if json_file is not None:
             running.write(Path(json_file), document)
         return document
 
-    results = running.campaign(setting, can, runs=runs, seed=seed, jobs=jobs, on_result=on_result)
+    results = running.campaign(
+        setting, can, runs=runs, seed=seed, jobs=jobs, before=before.results, on_result=on_result
+    )
     document = save(results)
     if report is not None:
         words = ["make", "chaos", f"RUNS={runs}", f"SEED={seed}", *([f"ROWS={rows}"] if rows else [])]

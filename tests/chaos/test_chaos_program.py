@@ -18,10 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from mlinfra_prefect.chaos import campaign as running
+from mlinfra_prefect.chaos import campaign as running, matrix
 from mlinfra_prefect.chaos.place import Place, Setting
 from mlinfra_prefect.chaos.plan import Plan, Row
 from mlinfra_prefect.chaos.report import SCHEMA, summary
+from mlinfra_prefect.chaos.running import Result
 from mlinfra_prefect.terraform import find_engine
 
 CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")
@@ -132,3 +133,35 @@ def test_wrong_input_runs_nothing(words: list[str]) -> None:
     ran = chaos(*words)
     assert ran.returncode == 2
     assert words[0].removeprefix("--") in ran.stderr
+
+
+def test_a_campaign_goes_on_where_it_was_left(tmp_path: Path) -> None:
+    """What a file holds counts and is not done again; a file of other words, or of none, is not gone on with."""
+    told = tmp_path / "chaos.json"
+    row, words = matrix.ROWS[0], ["--json", str(told), "--rows", matrix.ROWS[0].name, "--go-on"]
+    done = Result(row.plan(7, 3), injected=True, seconds=1.5, struck=[{"role": "client", "how": "KILL", "at": 1.0}])
+    document = running.as_json([row], [done], seed=7, jobs=1, skipped={}, seconds=60.0)
+    running.write(told, document)
+    before = running.earlier(told, [row], 7)
+    assert before.results == (done,)
+    again = running.as_json([row], before.results, seed=7, jobs=1, skipped={}, seconds=1.0, before=before)
+    assert {**again, "at": ""} == {**document, "at": "", "seconds": 61.0}
+    ran = chaos(*words, "--runs", "1", "--seed", "7")
+    assert ran.stdout.splitlines()[-1] == "1 runs, 0 leaks, p95 1.5 s", ran.stderr
+    for wrong, says in ((["--seed", "8"], "seed"), (["--seed", "7", "--rows", "everything"], "rows")):
+        ran = chaos(*words, *wrong)
+        assert (ran.returncode, says in ran.stderr) == (2, True), ran.stderr
+    told.write_text("[]")
+    assert "holds no campaign" in chaos(*words, "--seed", "7").stderr
+    assert "go-on" in chaos("--go-on").stderr
+
+
+def test_runs_that_were_done_are_left_out(setting: Setting) -> None:
+    """By their numbers: what was cut off in the middle is done now."""
+    row = Row("fails", "goes wrong", fails)
+    before = [Result(row.plan(1, number), injected=True) for number in (0, 2)]
+    found = running.campaign(setting, [row], runs=3, seed=1, before=before)
+    numbers = [each.plan.number for each in found]
+    assert numbers == sorted(set(numbers))
+    assert numbers[:4] == [0, 1, 2, 3]
+    assert [bool(each.error) for each in found[:4]] == [False, True, False, True]
