@@ -18,10 +18,11 @@ from mlinfra_prefect.keeper.desk import card_of, laid, lay, stands, wake
 from mlinfra_prefect.keeper.watch import is_held
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.whose_host import busy_until
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
-from mlinfra_prefect.model.lease import AttemptState, Keeper, State
+from mlinfra_prefect.model.lease import Keeper, State
 
 LOOK_SECONDS = 2.0
 """Between two looks: what it adds to the start of a lease that was asked for on another host."""
@@ -88,8 +89,4 @@ def _is_left(context: Context, record: KeptRecord) -> bool:
     process = record.keeper.process
     if is_provably_dead(process):
         return True
-    now = context.ledger.now()
-    if is_here(process) or record.renewed_until >= now:
-        return False
-    left = [each.operation_deadline for each in record.attempts if each.state is not AttemptState.RELEASED]
-    return all(deadline is None or deadline < now for deadline in left)
+    return not is_here(process) and busy_until(record) < context.ledger.now()

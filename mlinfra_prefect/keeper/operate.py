@@ -35,6 +35,7 @@ from mlinfra_prefect.lifecycle.provisioning import fail, provision, renewed
 from mlinfra_prefect.lifecycle.releasing import record_failed_pass, release_pass, stop_pass
 from mlinfra_prefect.lifecycle.rolling import advance
 from mlinfra_prefect.lifecycle.versions import enter
+from mlinfra_prefect.lifecycle.whose_host import busy_until
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.home import Home
@@ -129,7 +130,7 @@ def _kept_elsewhere(context: Context, record: KeptRecord, keeper: Keeper) -> boo
     other = record.keeper
     if other is None or other == keeper or is_provably_dead(other.process):
         return False
-    return is_here(other.process) or record.renewed_until >= context.ledger.now()
+    return is_here(other.process) or busy_until(record) >= context.ledger.now()
 
 
 def _tell(context: Context, record: KeptRecord, own: str) -> None:
@@ -232,7 +233,7 @@ def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
             return None
         if before is None:
             return now.revised(keeper=keeper)
-        expired = not is_here(before.process) and now.renewed_until < context.ledger.now()
+        expired = not is_here(before.process) and busy_until(now) < context.ledger.now()
         if not is_provably_dead(before.process) and not expired:
             raise LeaseLost(f"{now.id} is kept by a live keeper, pid {before.process.pid} on {before.process.host}.")
         return now.revised(keeper=keeper, generation=now.generation + 1)

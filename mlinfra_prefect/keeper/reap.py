@@ -28,7 +28,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import terraform_runs
-from mlinfra_prefect.lifecycle.whose_host import on_another_host
+from mlinfra_prefect.lifecycle.whose_host import busy_until, on_another_host
 from mlinfra_prefect.local.process import is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import LeaseRecord, State
@@ -197,8 +197,8 @@ def _left_alone(context: Context, record: KeptRecord) -> str | None:
     if keeper is not None and not is_provably_dead(keeper.process):
         if is_here(keeper.process) and watcher_identity(context.home) != _pid_of(record):
             return f"kept by a live keeper, pid {keeper.process.pid}"
-        if not is_here(keeper.process) and record.renewed_until > now:
-            return f"kept on {keeper.process.host} until {record.renewed_until:%H:%M:%S} UTC"
+        if not is_here(keeper.process) and (until := busy_until(record)) > now:
+            return f"kept on {keeper.process.host} until {until:%H:%M:%S} UTC"
     client = record.client.process
     if keeper is None and client is not None and record.live and not is_provably_dead(client):
         if now - record.created_at < timedelta(seconds=JUST_ASKED_SECONDS):

@@ -7,11 +7,14 @@ it released while it runs.
 from __future__ import annotations
 
 import socket
+from datetime import datetime
 from pathlib import Path
 
 from mlinfra_prefect.agent.identity import boot
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.model.lease import AttemptState
+from mlinfra_prefect.model.process import ProcessIdentity
 
 
 def on_another_host(context: Context, record: KeptRecord) -> str | None:
@@ -24,8 +27,23 @@ def on_another_host(context: Context, record: KeptRecord) -> str | None:
     host = process.host if process else record.owner.host
     if host != socket.gethostname():
         return host
-    same_kernel = process is not None and process.boot.partition("/")[0] == boot().partition("/")[0]
     # Booted again since, or a host of the same name? Only on the right one lies what its attempts left.
-    if same_kernel or not record.attempts or any(Path(each.directory).exists() for each in record.attempts):
+    if _same_kernel(process) or not record.attempts or any(Path(each.directory).exists() for each in record.attempts):
         return None
     return host
+
+
+def busy_until(record: KeptRecord) -> datetime:
+    """Until when a keeper that cannot be looked at from here may still be at work on a record (rule R6).
+
+    On this kernel (it was in a container, say) that is as long as it renews: the lock of a Terraform that is left tells
+    of it. Of another host nobody can know, so an operation in flight is respected until its deadline.
+    """
+    if record.keeper is None or _same_kernel(record.keeper.process):
+        return record.renewed_until
+    left = [each.operation_deadline for each in record.attempts if each.state is not AttemptState.RELEASED]
+    return max([record.renewed_until, *(deadline for deadline in left if deadline is not None)])
+
+
+def _same_kernel(process: ProcessIdentity | None) -> bool:
+    return process is not None and process.boot.partition("/")[0] == boot().partition("/")[0]
