@@ -24,6 +24,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
     why = _why(context, record)
     lost = states_lost(context, record)
     versions = _released_with(context, record) if isinstance(record, EndpointRecord) else []
+    own = "router: " if isinstance(record, EndpointRecord) else ""  # servers and router are resources of one name
 
     def change(now: KeptRecord) -> KeptRecord:
         moment = context.ledger.now()
@@ -49,11 +50,11 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
             attempts=len(now.attempts),
             created=(
                 *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.created),
-                *(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.resources),
+                *(as_line(f"{own}{a.number}/{r}") for a in now.attempts for r in a.resources),
             ),
             destroyed=(
                 *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.destroyed),
-                *(as_line(f"{a.number}/{r}") for a in now.attempts for r in a.destroyed),
+                *(as_line(f"{own}{a.number}/{r}") for a in now.attempts for r in a.destroyed),
             ),
             searches=(*(search for _, receipt in versions for search in receipt.searches), *lost, *searches),
             requested_at=now.created_at,

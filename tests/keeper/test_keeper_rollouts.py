@@ -54,7 +54,7 @@ def test_a_second_model_takes_over_without_a_failed_request_and_the_first_is_ret
     assert [(step["share"], step["ok"]) for step in steps] == [(0, True), (20, True), (60, True)]
     assert all(step["requests"] >= 10 for step in steps[1:])
     receipt = give_back(house, first["id"])
-    both = ["version 2: 1/terraform_data.server", "1/terraform_data.server"]
+    both = ["version 2: 1/terraform_data.server", "router: 1/terraform_data.server"]
     assert receipt["created"] == receipt["destroyed"] == both
     assert house.record(second["rollout"])["state"] == "released"
 
