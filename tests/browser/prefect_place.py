@@ -32,6 +32,8 @@ COMMAND_SECONDS = 120.0
 WORKER_END_SECONDS = 5.0
 QUIET_SECONDS = 60.0
 TRIES = 5
+DIES_WITH_US = ("setpriv", "--pdeathsig", "TERM") if shutil.which("setpriv") else ()
+"""A test run that is killed ends nothing: its worker would go on running scheduled flows for ever."""
 OVER = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
 
@@ -86,8 +88,8 @@ class Place:
     def _start(self, name: str, *words: str, **extra: str) -> subprocess.Popen[bytes]:
         with (self.root / f"{name}.log").open("ab") as log:
             started = subprocess.Popen(
-                [sys.executable, *words], cwd=self.root, env={**self.env, **extra}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                [*DIES_WITH_US, sys.executable, *words], cwd=self.root, env={**self.env, **extra},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._started.append(started)
         return started
