@@ -25,7 +25,7 @@ from mlinfra_prefect.chaos.plan import AT_POINT, REAPER_INTERVAL_SECONDS, Plan, 
 from mlinfra_prefect.model.names import lease_base
 
 CLIENT = Path(__file__).with_name("scripts") / "client.py"
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 LOOK_SECONDS = 0.01
 """How often a victim is looked for: some live for a tenth of a second."""
 VICTIM_SECONDS = 20.0
@@ -254,10 +254,11 @@ class Place:
 
     def is_gone(self) -> bool:
         """Whether nothing is left that anybody must still do."""
-        if any(each.poll() is None for each in (*self.clients, *self.reapers)) or judge.left(self.home):
+        if any(each.poll() is None for each in (*self.clients, *self.reapers)):
             return False
-        unproven = [each for each in judge.unproven(self.home) if each.partition(" ")[0] not in self.apart_from]
-        return not unproven
+        if any(each.partition(" ")[0] not in self.apart_from for each in judge.unproven(self.home)):
+            return False
+        return not judge.left(self.home)  # last: it reads all of /proc
 
     def wait_gone(self, until: float, *, reaper: bool) -> float | None:
         """Wait until all is gone, with a reaper that comes now and then. Returns the moment, or None after `until`."""
