@@ -7,6 +7,7 @@ heartbeat, never the agent: only `life.Life` and SIGTERM end it.
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import sys
 import time
@@ -96,9 +97,13 @@ class Agent:
             "heartbeat": time.time(), "jobs": jobs,
             "servers": [] if self._servers is None else self._servers.told(),
         }  # fmt: skip
-        with contextlib.suppress(OSError):  # absent directory: Life says so; full disk: the next beat may work
-            write_json(self._spec.node_dir / AGENT_STATE, payload)
+        path = self._spec.node_dir / AGENT_STATE
+        try:
+            write_json(path, payload)
             self._written, self._beat = (state, reason, dict(jobs)), now
+        except OSError:  # absent directory: Life says so; full disk: the file's age is a beat, and needs no room
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
     def _end(self, reason: str) -> None:
         self._say(f"ending: {reason}")

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,11 +23,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.errors import ArtifactCorrupted, BadMetrics, NoModel, NotFound
+from mlinfra_prefect.agent.transfer import copy_tree
+from mlinfra_prefect.errors import ArtifactCorrupted, BadMetrics, NoModel, NotFound, OperationTimedOut
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.names import digest, is_id
 from mlinfra_prefect.model.record import parsed
 
+COMMIT_SECONDS = 120.0
+"""How long a commit waits for another process that commits the same upload."""
 _RECORD = "artifact.json"
 _CHUNK = 1 << 20
 
@@ -65,17 +69,18 @@ class ArtifactStore:
             ArtifactCorrupted: a file is missing, or differs from the node's manifest.
             BadMetrics: a metric is not a finite number.
         """
-        artifact_id = self._id_of(incoming)
+        artifact_id = self.id_of(incoming)
         # The client and the keeper may both want to keep it, at the same moment.
         with self._committing(artifact_id):
             return self.kept(incoming) or self._commit(incoming, lineage, artifact_id)
 
     def kept(self, incoming: Path) -> ModelArtifact | None:
         """Return what was committed from an upload before, or None."""
-        artifact_id = self._id_of(incoming)
+        artifact_id = self.id_of(incoming)
         return self.read(artifact_id) if (self._directory / artifact_id / _RECORD).exists() else None
 
-    def _id_of(self, incoming: Path) -> str:
+    def id_of(self, incoming: Path) -> str:
+        """Return the id that an upload has, or will have, as an artifact. Pure."""
         return f"a{digest('artifact', str(incoming.relative_to(self._directory)))}"
 
     @contextmanager
@@ -84,10 +89,25 @@ class ArtifactStore:
         private_folder(staging)
         lock = os.open(staging / f"{artifact_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            self._wait_for(lock, artifact_id)
             yield
         finally:
             os.close(lock)
+
+    def _wait_for(self, lock: int, artifact_id: str) -> None:
+        until = time.monotonic() + COMMIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= until:  # it may have been stopped: whoever waits has other things to do
+                    raise OperationTimedOut(
+                        f"Another process has been committing artifact {artifact_id} for {COMMIT_SECONDS:.0f} s.",
+                        "The upload is kept, and is committed by the next try.",
+                    ) from None
+                time.sleep(0.05)
+            else:
+                return
 
     def _commit(self, incoming: Path, lineage: Lineage, artifact_id: str) -> ModelArtifact:
         final = self._directory / artifact_id
@@ -109,7 +129,8 @@ class ArtifactStore:
         staged = self._directory / ".staged" / artifact_id
         shutil.rmtree(staged, ignore_errors=True)
         private_folder(staged)
-        shutil.copytree(incoming / "files", staged / "files", symlinks=True)
+        # Durably, as the upload was written: it is removed below, and then this is the only copy.
+        copy_tree(incoming / "files", staged / "files", [each.path for each in files])
         verify_files(staged / "files", files)
         artifact = parsed(
             ModelArtifact,
@@ -136,6 +157,7 @@ class ArtifactStore:
             prefix="artifact",
         )
         _write_durably(staged / _RECORD, artifact.model_dump_json(indent=1).encode())
+        _sync_directory(staged)
         staged.rename(final)
         _sync_directory(self._directory)
         shutil.rmtree(incoming, ignore_errors=True)

@@ -6,7 +6,8 @@ import contextlib
 import json
 import os
 import time
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -89,28 +90,33 @@ def stands(record: EndpointRecord | RolloutRecord) -> bool:
     return record.live and (record.current if isinstance(record, EndpointRecord) else record.promoted_at) is not None
 
 
-def card_of(record: KeptRecord, home: Home) -> Card | None:
-    """Return what the watcher must know of a record; None when there is nothing to watch."""
+def card_of(record: KeptRecord, home: Home, here: Callable[[datetime], float] = datetime.timestamp) -> Card | None:
+    """Return what the watcher must know of a record; None when there is nothing to watch.
+
+    `here` says when a moment of the ledger's clock is on this host's, the only one that the watcher sees.
+    """
     due = due_at(record)
     if record.state is State.RELEASED or due is None:
         return None
+    ahead = here(record.created_at) - record.created_at.timestamp()
+    due += ahead
     process = record.client.process
     served = isinstance(record, EndpointRecord | RolloutRecord) and stands(record)
     has_client = process is not None and record.client.ended_at is None and record.client.lost_at is None
     watched = process if has_client and record.live and not served else None
     silent = silent_from(record) if watched is not None else None
     if silent is not None:
-        due = min(due, silent.timestamp())
+        due = min(due, silent.timestamp() + ahead)
     if watched is not None and not is_here(watched):
         if silent is None and why_gone(record) is None:
             due = min(due, time.time() + LOOK_SECONDS)
         watched = None
     if record.live and not served and record.client.ended_at is not None and record.client.lost_at is None:
-        due = min(due, record.client.ended_at.timestamp())
+        due = min(due, record.client.ended_at.timestamp() + ahead)
     attempt = record.attempt
     number = 1 if attempt is None else attempt.number + (record.live and attempt.state is AttemptState.RELEASED)
     left = [each for each in record.attempts if each.state is not AttemptState.RELEASED]
-    deadlines = [each.operation_deadline.timestamp() for each in left if each.operation_deadline]
+    deadlines = [each.operation_deadline.timestamp() + ahead for each in left if each.operation_deadline]
     return Card(
         kind=record.kind,
         id=record.id,
@@ -121,7 +127,7 @@ def card_of(record: KeptRecord, home: Home) -> Card | None:
         client_fifo=str(fifo_of(home, record.id)) if watched else None,
         due=due,
         renew=record.live and not served and not isinstance(record, EndpointRecord),
-        env=marks(record, number),
+        env=marks(record, number, here),
         lock_files=tuple(str(Path(each.directory) / LOCK_NAME) for each in left),
         operation_deadline=max(deadlines, default=None),
     )
@@ -151,7 +157,7 @@ def lay(context: Context, record: KeptRecord, *, asked_here: bool = False) -> No
         KeeperUnavailable: the desk cannot be written.
     """
     home = context.home
-    card = None if on_another_host(context, record) else card_of(record, home)
+    card = None if on_another_host(context, record) else card_of(record, home, context.here)
     if card is None:
         take_off(home, record.id)
         return

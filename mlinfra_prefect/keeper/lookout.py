@@ -64,7 +64,7 @@ def _is_called_for(context: Context, record: KeptRecord, keeper: Keeper) -> bool
     """Whether the ledger says something of a record that this desk does not know yet."""
     if isinstance(record, EndpointRecord | RolloutRecord) and stands(record) and record.state is State.READY:
         return False  # it stands by itself; whoever changes it says so
-    card = card_of(record, context.home)
+    card = card_of(record, context.home, context.here)
     if card is None or is_held(str(context.home.record_dir(record.id) / "operation.lock")):
         return False  # its operation lays the next card
     known = laid(context.home, record.id)

@@ -46,7 +46,7 @@ def end_overdue_operation(context: Context, record: KeptRecord) -> None:
     deadline of its own.
     """
     path = context.home.record_dir(record.id) / OPERATION_LOCK
-    deadlines = [each.operation_deadline.timestamp() for each in record.attempts if each.operation_deadline]
+    deadlines = [context.here(each.operation_deadline) for each in record.attempts if each.operation_deadline]
     with suppress(OSError):
         until = max(path.stat().st_mtime + OPERATION_SECONDS, *(each + OVERDUE_SECONDS for each in deadlines), 0.0)
         if time.time() > until:

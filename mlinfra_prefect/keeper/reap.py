@@ -85,7 +85,7 @@ def reap(
             continue
         try:
             taken = _taken(context, record, notes, dry_run=dry_run)
-        except MlinfraError as error:  # one bad record never stops the others (rule R9)
+        except (MlinfraError, OSError) as error:  # one bad record never stops the others (rule R9)
             notes.add("stuck", record.id, str(error))
             continue
         if taken is not None:

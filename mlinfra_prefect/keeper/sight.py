@@ -21,7 +21,8 @@ NAME = "ledger.json"
 def unknown_before(context: Context, seen: Sequence[Versioned], *, dry_run: bool = False) -> float:
     """Return the moment (epoch seconds) before which the ledger may have missed records; 0.0: it never has.
 
-    Looks whether the file is the one of the last pass, and whether the newest record of that pass is still in it.
+    Looks whether the file is the one of the last pass, and whether the newest record of that pass is still in it. A
+    home whose first pass this is may have been given a copy of somebody's ledger, so nothing is known of before it.
 
     Args:
         context: where.
@@ -33,7 +34,7 @@ def unknown_before(context: Context, seen: Sequence[Versioned], *, dry_run: bool
     since = float(before.get("unknown_before") or 0.0)
     inode = context.home.ledger.stat().st_ino if context.home.ledger.exists() else None
     newest = str(before.get("newest") or "")
-    if before and (before.get("inode") != inode or not _knows(context, newest)):
+    if not before or before.get("inode") != inode or not _knows(context, newest):
         since, newest = time.time(), ""
     latest = max(seen, key=lambda each: each.record.created_at, default=None)
     now = {

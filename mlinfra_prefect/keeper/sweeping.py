@@ -77,7 +77,7 @@ def sweep_account(
             stray = _stray(context, ledger_id, record_id, carriers, unknown_before)
             if stray is None or (environment is not None and _environment(stray) != environment):
                 continue
-            busy = _busy(context.home, stray)
+            busy = _busy(context, stray)
             told = as_line(record_id or "without an id")
             names = ", ".join(described([each.process for each in stray.carriers]))
             if busy is not None:
@@ -181,10 +181,10 @@ def _locks(home: Home, record_id: str) -> list[Path]:
     return sorted(home.record_dir(record_id).glob(f"*/terraform/{LOCK_NAME}")) if is_id(record_id) else []
 
 
-def _busy(home: Home, stray: Stray) -> str | None:
+def _busy(context: Context, stray: Stray) -> str | None:
     """What must be waited for before anything of a stray is ended; None: nothing."""
-    released = stray.record.released_at if stray.record is not None else None
-    fresh = released is not None and (datetime.now(UTC) - released).total_seconds() < ENDING_SECONDS
+    home, released = context.home, stray.record.released_at if stray.record is not None else None
+    fresh = released is not None and (context.ledger.now() - released).total_seconds() < ENDING_SECONDS
     if fresh and is_held(str(home.record_dir(stray.record_id) / "operation.lock")):
         return "the operation that released it is ending"
     if any(is_held(str(path)) for path in _locks(home, stray.record_id)):

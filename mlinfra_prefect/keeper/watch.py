@@ -27,7 +27,8 @@ import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 BUSY = 75
 """An operation's exit code (EX_TEMPFAIL): not now, ask again soon."""
@@ -41,6 +42,8 @@ ENDS_AT_ONCE = 8
 """Operations at once that may end what is up: 50 leases that reach their deadlines in the same moment must not be 50
 interpreters. One process sees to the drains and meters of those that wait, at once: what costs money never waits, and
 with two cores the last of 50 meters stops in less than half the time. What is only beginning has no part in it."""
+STOPS_AT_ONCE = 4
+"""Processes that see to them, for a drain may take an hour and the next one must not wait for it."""
 BEGINNING = ("requested", "provisioning")
 OWN_MARKS = ("MLINFRA_LEASE_ID", "MLINFRA_ATTEMPT", "MLINFRA_DEADLINE")
 LOOK_SECONDS = 1.0
@@ -75,9 +78,9 @@ def start_time(pid: int) -> str:
         except OSError:
             return ""
         return "" if fields[0] in "ZXx" else fields[19]
-    told = subprocess.run(
-        ["ps", "-o", "stat=,lstart=", "-p", str(pid)], capture_output=True, text=True, check=False, env={"LC_ALL": "C"}
-    )
+    env = {"LC_ALL": "C", "TZ": "UTC"}
+    argv = ["ps", "-o", "stat=,lstart=", "-p", str(pid)]
+    told = subprocess.run(argv, capture_output=True, text=True, check=False, env=env)
     state, _, started = told.stdout.strip().partition(" ")
     return "" if state.startswith("Z") else started.strip()
 
@@ -122,6 +125,13 @@ class Process:
             self.popen.kill()
 
 
+class Stopping(NamedTuple):
+    """A process that sees to the drains and meters of many, and of whom."""
+
+    process: Process
+    names: Sequence[str]
+
+
 class Entry:
     """One card on the desk, and what the watcher has noticed about it."""
 
@@ -140,6 +150,7 @@ class Entry:
         self.told_lost = False
         self.failures = 0
         self.not_before = 0.0
+        self.tried = 0.0  # when its last operation began
         self.pipe: int | None = None
         self.pidfd: int | None = None
         self.client: tuple[int, str] | None = None
@@ -204,7 +215,7 @@ class Watcher:
         self.entries: dict[str, Entry] = {}
         self.renewal: Process | None = None
         self.next_renewal = time.monotonic() + self.renew_seconds
-        self.stopping: Process | None = None
+        self.stopping: list[Stopping] = []
         self.passing: Process | None = None
         self.next_pass: float | None = time.monotonic() + PASS_DELAY_SECONDS
         self.last_pass = 0.0
@@ -255,7 +266,8 @@ class Watcher:
 
     def may_end(self) -> bool:
         """Whether a service that was told to end may: in a container its operations would end with it."""
-        return self.ending and not (self.waits and any(entry.operation for entry in self.entries.values()))
+        at_work = self.stopping or any(entry.operation for entry in self.entries.values())
+        return self.ending and not (self.waits and at_work)
 
     def end(self, number: int) -> None:
         """Be told to end; the signal itself ends the wait."""
@@ -404,16 +416,24 @@ class Watcher:
             self.judge(entry)
         if ended:
             self.read_cards()  # only now can a card that is gone be dropped: its operation has been judged
-        for name in ("renewal", "stopping", "passing", "lookout"):
+        self.take_note_of_helpers()
+
+    def take_note_of_helpers(self) -> None:
+        """The same of the processes that work for many records."""
+        for name in ("renewal", "passing", "lookout"):
             process = getattr(self, name)
             if process is not None:
-                process.end_if_overdue(self.last_deadline() if name == "stopping" else 0.0)
+                process.end_if_overdue(0.0)
                 if process.ended():
                     setattr(self, name, None)
+        for batch in self.stopping:
+            batch.process.end_if_overdue(self.last_deadline(batch.names))
+        self.stopping = [batch for batch in self.stopping if not batch.process.ended()]
 
-    def last_deadline(self) -> float:
-        """When the last of the drains must be over that are being seen to."""
-        deadlines = [entry.card.get("operation_deadline") for entry in self.entries.values() if entry.stopped]
+    def last_deadline(self, names: Sequence[str]) -> float:
+        """When the last of the drains of these records must be over."""
+        cards = [self.entries[name].card for name in names if name in self.entries]
+        deadlines = [card.get("operation_deadline") for card in cards]
         return max((float(each) for each in deadlines if isinstance(each, int | float)), default=0.0)
 
     def judge(self, entry: Entry) -> None:
@@ -437,7 +457,9 @@ class Watcher:
         looks = sum(entry.looks for entry in self.entries.values())
         ends = sum(bool(entry.operation) and not entry.looks and entry.ends() for entry in self.entries.values())
         chosen = []
-        for name, entry in self.entries.items():
+        seen_to = {name for batch in self.stopping for name in batch.names}
+        # Who waits longest first: what fails again and again would have the turn of what was never tried.
+        for name, entry in sorted(self.entries.items(), key=lambda item: item[1].tried):
             entry.held = entry.queued = False
             if entry.operation or clock < entry.not_before or not entry.is_called_for(now):
                 continue
@@ -448,7 +470,7 @@ class Watcher:
                 entry.held = looks >= LOOKS_AT_ONCE  # then the end of another one is what wakes us
                 looks += not entry.held
             elif entry.ends():
-                entry.queued = ends >= ENDS_AT_ONCE or (entry.stopped and self.is_at_work(name))
+                entry.queued = ends >= ENDS_AT_ONCE or (name in seen_to and self.is_at_work(name))
                 ends += not entry.queued
             if not entry.held and not entry.queued:
                 chosen.append(name)
@@ -458,7 +480,7 @@ class Watcher:
 
     def start_operation(self, name: str, entry: Entry, *, looks: bool) -> None:
         """Spawn the operation of a card."""
-        entry.began_with = entry.card
+        entry.began_with, entry.tried = entry.card, time.monotonic()
         entry.operation = self.spawn(["step", name], entry.card.get("env") or {}, OPERATION_SECONDS)
         if entry.operation is None:
             entry.pause(RETRY_SECONDS)
@@ -472,13 +494,15 @@ class Watcher:
     def start_stopping(self) -> None:
         """Have the drains and meters seen to of what waits for its turn to be released."""
         waiting = {name: entry for name, entry in self.entries.items() if entry.queued and not entry.stopped}
-        if not waiting or self.stopping is not None:
+        if not waiting or len(self.stopping) >= STOPS_AT_ONCE:
             return
         env = next(iter(waiting.values())).card.get("env") or {}
         chosen = [name for name, entry in waiting.items() if passed_on(entry.card.get("env") or {}) == passed_on(env)]
-        self.stopping = self.spawn(["stop", *chosen], passed_on(env), OPERATION_SECONDS)
-        for name in chosen if self.stopping is not None else ():
-            self.entries[name].stopped = True
+        process = self.spawn(["stop", *chosen], passed_on(env), OPERATION_SECONDS)
+        if process is not None:
+            self.stopping.append(Stopping(process, chosen))
+            for name in chosen:
+                self.entries[name].stopped = True
 
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:

@@ -198,14 +198,18 @@ class ObjectLedger:
         return known
 
     def _put(self, stored: StoredRecord, *, over: str | None, write: str) -> bool:
+        mine, overtaken = stored.body(), False
+
         def ours(body: bytes) -> bool:
+            nonlocal overtaken
+            overtaken = body != mine  # our write was, and somebody's later one is there: its tag is not ours to use
             try:
                 return write in parse(stored.id, body).writes
             except LedgerUnreadable:
                 return False
 
-        tag = self._store.write(_key(stored.id), stored.body(), over=over, ours=ours)
-        self._remember(stored.id, None if tag is None else (tag, stored))
+        tag = self._store.write(_key(stored.id), mine, over=over, ours=ours)
+        self._remember(stored.id, None if tag is None or overtaken else (tag, stored))
         return tag is not None
 
     def _line(self, before: KeptRecord | None, after: KeptRecord, actor: str, reason: str) -> Transition:

@@ -27,4 +27,7 @@ def why_foreign(context: Context, record: KeptRecord) -> str | None:
 def _is_another(home: Path, context: Context) -> bool:
     """Whether a home has a ledger of its own. One that is linked is the same ledger: its generations fence."""
     theirs, ours = home / "ledger.sqlite", context.home.ledger
-    return theirs.exists() and not (ours.exists() and theirs.samefile(ours))
+    try:
+        return theirs.exists() and not (ours.exists() and theirs.samefile(ours))
+    except OSError:
+        return True  # another user's, whose ledger is shared with ours

@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
-from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.lifecycle.marking import begin_release, current
 from mlinfra_prefect.lifecycle.versions import version_of
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import PROMOTED, EndpointRecord, RolloutRecord
@@ -70,6 +70,9 @@ def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
         LeaseLost: a newer keeper took the record over.
     """
     now = context.ledger.now()
+    if record.live and why_gone(record, now) is not None:
+        # An operation carries its record for minutes, and its client has beaten since.
+        record = current(context, record)
     why = why_gone(record, now) if record.live else None
     if why is None or stands_by_itself(context, record):
         return record
@@ -85,12 +88,12 @@ def look_at_client(context: Context, record: KeptRecord) -> KeptRecord:
         )
     until = min(now + timedelta(minutes=record.request.keep_minutes or 0), record.deadline)
 
-    def keep(current: KeptRecord) -> KeptRecord | None:
-        if not current.live or current.client.process != lost.process:
+    def keep(seen: KeptRecord) -> KeptRecord | None:
+        if not seen.live or seen.client.process != lost.process:
             return None
-        if current.client.heartbeat_at != lost.heartbeat_at:
+        if seen.client.heartbeat_at != lost.heartbeat_at:
             return None  # it has beaten meanwhile
-        return current.revised(client=lost, keep_until=until)
+        return seen.revised(client=lost, keep_until=until)
 
     reason = f"{why}; kept until {until:%H:%M:%S} UTC"
     return revise(context.ledger, record.id, keep, actor=context.actor, reason=reason, generation=record.generation)

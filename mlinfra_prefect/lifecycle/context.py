@@ -5,18 +5,20 @@ Everything is opened when it is first needed, so that a listing pays for nothing
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
 import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
 from mlinfra_prefect.agent import allowlist
 from mlinfra_prefect.artifacts import ArtifactStore
-from mlinfra_prefect.errors import NotFound, UnsupportedHere
+from mlinfra_prefect.errors import LedgerUnavailable, NotFound, UnsupportedHere
 from mlinfra_prefect.ledger import KeptRecord, Ledger, SqliteLedger
 from mlinfra_prefect.lifecycle.config import Config, load_config
 from mlinfra_prefect.lifecycle.ledger_place import from_environment, ledger_address, open_shared
@@ -31,6 +33,8 @@ from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine, recorde
 LOCK_NAME = "lock"
 """The file of a stack whose lock every Terraform of it inherits (`terraform.Stack.lock_file`)."""
 ENGINE_VARIABLE = "MLINFRA_TERRAFORM"
+CLOCK_SECONDS = 3.0
+"""A host's clock that is wrong by less is taken for right: a store tells its time in whole seconds."""
 STACKS = Path(__file__).resolve().parent.parent / "hcl" / "stacks"
 
 
@@ -43,6 +47,7 @@ class Context:
         from_environment(os.environ)  # a malformed address is told before anything is made
         self.home = (home or Home.from_environment()).ensure()
         self.born = time.monotonic()
+        self._ahead = 0.0
         self.tell: Callable[[KeptRecord], None] = lambda _: None
         """Called when an operation was recorded and is about to begin; the keeper lays a fresh card."""
 
@@ -60,6 +65,19 @@ class Context:
     def shared(self) -> bool:
         """Whether other hosts use this ledger too."""
         return self.address is not None
+
+    def here(self, moment: datetime) -> float:
+        """Return a moment of the ledger's clock as epoch seconds of this host's, which may be wrong.
+
+        Records hold the ledger's time only; whatever waits, or looks at a clock of its own, is told this host's. What
+        two operations tell of one moment is the same text, so a store's clock that tells whole seconds is not refined.
+        """
+        if self.shared:
+            # While the ledger does not answer, the last difference is the best that there is.
+            with contextlib.suppress(LedgerUnavailable):
+                ahead = time.time() - self.ledger.now().timestamp()
+                self._ahead = 0.0 if abs(ahead) < CLOCK_SECONDS else CLOCK_SECONDS * round(ahead / CLOCK_SECONDS)
+        return moment.timestamp() + self._ahead
 
     @cached_property
     def config(self) -> Config:
@@ -105,12 +123,12 @@ class Context:
     def _local(self) -> Platform:
         from mlinfra_prefect.local.platform import LocalPlatform
 
-        return LocalPlatform(cache=self.home.cache, stacks=STACKS)
+        return LocalPlatform(cache=self.home.cache, stacks=STACKS, here=self.here)
 
     def open_stack(self, directory: Path, record: KeptRecord, attempt: int) -> Stack:
         """Open the Terraform stack of one attempt."""
         # The agent is started by Terraform and runs pip, so pip's own settings travel through both.
-        env = {**allowlist.inherited(pip=True), **marks(record, attempt)}
+        env = {**allowlist.inherited(pip=True), **marks(record, attempt, self.here)}
         # What one engine made another one may not be able to destroy.
         return Stack(directory, engine=recorded_engine(directory) or self.engine, slots=self.slots, env=env)
 

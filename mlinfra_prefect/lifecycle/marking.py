@@ -111,6 +111,10 @@ def begin_release(
     foreign = why_foreign(context, found.record) if found is not None else None
     if foreign is not None:
         raise PermanentError(f"{record_id} cannot be released here: {foreign}.", "Release it from the home it is of.")
+    if found is not None and generation is not None and found.record.generation != generation:
+        raise LeaseLost(f"{record_id} was taken over.", "Nothing more was touched.")
+    if found is not None and lost is not None and not _is_client(found.record, lost):
+        return found.record  # what is served must not learn of it either
     if found is not None and isinstance(found.record, RolloutRecord) and found.record.live:
         # What is served is decided on the endpoint's record: only what has left it may go.
         leave(context, found.record, line)
@@ -121,8 +125,8 @@ def begin_release(
             return None
         client = now.client
         if lost is not None:
-            if (client.process, client.heartbeat_at) != (lost.process, lost.heartbeat_at):
-                return None  # adopted meanwhile by a retry of the same flow run, or it has beaten
+            if not _is_client(now, lost):
+                return None
             client = lost
         return now.revised(
             state=State.RELEASING, reason=line, error=error, releasing_at=context.ledger.now(), drain=drain,
@@ -130,3 +134,8 @@ def begin_release(
         )  # fmt: skip
 
     return revise(context.ledger, record_id, change, actor=context.actor, reason=line, generation=generation)
+
+
+def _is_client(record: KeptRecord, lost: Client) -> bool:
+    """Whether a lost client still is the record's: a retry of its flow run may have adopted it, or it has beaten."""
+    return (record.client.process, record.client.heartbeat_at) == (lost.process, lost.heartbeat_at)

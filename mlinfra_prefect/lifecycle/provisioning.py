@@ -6,8 +6,7 @@ claim: an attempt is *up* when the platform says that what was applied exists.
 
 from __future__ import annotations
 
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,8 @@ def _add_attempt(context: Context, record: KeptRecord) -> KeptRecord:
     place = context.home.record_dir(record.id) / str(number)
     attempt = Attempt(
         number=number, offer=offer, stack="planned", directory=str(place / "terraform"), node_dir=str(place / "node"),
-        engine=f"{context.engine.name} {context.engine.version}", operation="plan", operation_deadline=_until(record),
+        engine=f"{context.engine.name} {context.engine.version}", operation="plan",
+        operation_deadline=_until(context, record),
     )  # fmt: skip
 
     def change(now: KeptRecord) -> KeptRecord | None:
@@ -145,24 +145,25 @@ def _offer_for(context: Context, record: KeptRecord) -> Offer:
 def _note_plan(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
     reason = f"planning attempt {attempt.number} again"
     return mark_attempt(
-        context, record, attempt.number, reason, only_live=True, operation="plan", operation_deadline=_until(record)
-    )
+        context, record, attempt.number, reason,
+        only_live=True, operation="plan", operation_deadline=_until(context, record),
+    )  # fmt: skip
 
 
-def _until(record: KeptRecord) -> datetime:
-    """The deadline of a provisioning operation that begins now."""
-    until = time.time() + PROVISION_SECONDS
+def _until(context: Context, record: KeptRecord) -> datetime:
+    """The deadline, on the ledger's clock, of a provisioning operation that begins now."""
+    until = context.ledger.now() + timedelta(seconds=PROVISION_SECONDS)
     if record.deadline is not None:
-        until = min(until, record.deadline.timestamp())
+        until = min(until, record.deadline)
     if isinstance(record, RolloutRecord) and record.promoted_at is None:
-        until = min(until, record.until.timestamp())
-    return datetime.fromtimestamp(until, UTC)
+        until = min(until, record.until)
+    return until
 
 
 def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     """Plan an attempt whose operation is recorded, and apply that very plan."""
     attempt = attempt_of(current(context, record), number)
-    until = (attempt.operation_deadline or _until(record)).timestamp()
+    until = context.here(attempt.operation_deadline or _until(context, record))
     context.tell(record)
     platform = context.platform(record.platform)
     directory = Path(attempt.directory)
@@ -196,7 +197,7 @@ def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) ->
         resources = ()  # it cannot be read, so nothing of it can be kept
     if not resources or not platform.is_up(record, attempt):
         return _abandon(context, record, attempt)
-    until = attempt.operation_deadline.timestamp() if attempt.operation_deadline else time.time() + PROVISION_SECONDS
+    until = context.here(attempt.operation_deadline or _until(context, record))
     platform.check_up(record, attempt, until, still_wanted(context, record))
     return _up(context, record, attempt, "found whole after an interrupted apply", resources)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from mlinfra_prefect.errors import LeaseLost, LedgerUnavailable, MlinfraError, NotYetDestroyed, TerraformFailed
@@ -91,18 +91,33 @@ def _left(record: KeptRecord) -> list[int]:
 
 
 def _stop(context: Context, record: KeptRecord, left: list[int], problems: list[str]) -> KeptRecord:
-    if record.drain and isinstance(record, LeaseRecord):
-        record = _drain(context, record)
-    if isinstance(record, RolloutRecord):
-        withdraw(context, record)
+    try:
+        if record.drain and isinstance(record, LeaseRecord):
+            record = _drain(context, record)
+        if isinstance(record, RolloutRecord):
+            withdraw(context, record)
+    except LeaseLost:
+        raise
+    except (MlinfraError, OSError) as error:
+        # Another pass may keep what would be lost now; but what costs money does not wait for that for ever.
+        if time.time() < _patience(context, record):
+            raise
+        problems.append(f"it could not be drained: {error}")
     return _each(context, record, left, _stop_meter, problems)
+
+
+def _patience(context: Context, record: KeptRecord) -> float:
+    """Until when (epoch seconds, this host's) a release that cannot drain waits with the meter running."""
+    began = record.releasing_at or record.created_at
+    grace = record.request.grace_seconds if isinstance(record, LeaseRecord) else 0.0
+    return context.here(began) + grace + UPLOAD_SECONDS
 
 
 def _collect(context: Context, record: LeaseRecord) -> list[str]:
     """Keep what is finished; returns what stood in the way, which stops neither the destroying nor the sweep."""
     try:
         if record.attempt is not None:
-            _note(context, record, record.attempt.number, "collect", time.time() + COLLECT_SECONDS)
+            _note(context, record, record.attempt.number, "collect", COLLECT_SECONDS)
         collect_all(context, record)
     except LeaseLost:
         raise
@@ -150,14 +165,14 @@ def record_failed_pass(context: Context, record: KeptRecord, why: str) -> KeptRe
     return _failed(context, current(context, record), why)
 
 
-def _note(context: Context, record: KeptRecord, number: int, operation: str, until: float) -> KeptRecord:
-    """Record an operation and its deadline (epoch seconds) before it begins; nothing is begun that is not ours."""
+def _note(context: Context, record: KeptRecord, number: int, operation: str, seconds: float) -> KeptRecord:
+    """Record an operation, and that it may take `seconds`, before it begins; nothing is begun that is not ours."""
     attempt = attempt_of(record, number)
     if attempt.state is AttemptState.RELEASED:
         return current(context, record)
     record = mark_attempt(
         context, record, number, f"attempt {number}: {operation}",
-        operation=operation, operation_deadline=datetime.fromtimestamp(until, UTC),
+        operation=operation, operation_deadline=context.ledger.now() + timedelta(seconds=seconds),
     )  # fmt: skip
     context.tell(record)
     return record
@@ -168,15 +183,15 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
     attempt = record.attempt
     if attempt is None or attempt.state is not AttemptState.UP:
         return record
-    until = min(time.time() + record.request.grace_seconds + UPLOAD_SECONDS, record.deadline.timestamp())
+    until = min(time.time() + record.request.grace_seconds + UPLOAD_SECONDS, context.here(record.deadline))
     if attempt.operation == "drain" and attempt.operation_deadline is not None:
-        until = attempt.operation_deadline.timestamp()  # begun by an operation that was killed: no longer for that
+        until = context.here(attempt.operation_deadline)  # begun by an operation that was killed: no longer for that
     if until <= time.time():
         return record
     node = context.platform(record.platform).node(attempt)
     if not node.jobs():
         return record
-    noted = _note(context, record, attempt.number, "drain", until)
+    noted = _note(context, record, attempt.number, "drain", until - time.time())
     killpoint("after-drain-mark", context.home.root)
     if node.alive():
         node.stop(None, grace_seconds=min(record.request.grace_seconds, max(0.1, until - time.time())))
@@ -201,9 +216,11 @@ def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord
         if not current(context, record).live:
             context.platform(record.platform).stop_meter(record, attempt)
         raise
-    context.tell(record)
     killpoint("before-stop-meter", context.home.root)
-    context.platform(record.platform).stop_meter(record, attempt)
+    try:
+        context.tell(record)
+    finally:  # a desk that cannot be written keeps no meter running
+        context.platform(record.platform).stop_meter(record, attempt)
     killpoint("after-stop-meter", context.home.root)
     return record
 
@@ -214,10 +231,11 @@ def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     created, destroyed, how = attempt.resources, attempt.destroyed, "is destroyed"
     if place.is_dir():
         if attempt.operation != DESTROY or attempt.operation_deadline is None:
-            record = _note(context, record, number, DESTROY, time.time() + DESTROY_SECONDS)
+            record = _note(context, record, number, DESTROY, DESTROY_SECONDS)
             attempt = attempt_of(record, number)
         record = current(context, record)  # nothing is destroyed that is not ours any more
-        until = attempt.operation_deadline.timestamp() if attempt.operation_deadline else time.time() + DESTROY_SECONDS
+        noted = attempt.operation_deadline
+        until = context.here(noted) if noted else time.time() + DESTROY_SECONDS
         stack = context.open_stack(place, record, number)
         broken = stack.break_stale_lock()
         named = _named(stack)

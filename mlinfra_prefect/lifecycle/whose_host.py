@@ -13,6 +13,7 @@ from pathlib import Path
 from mlinfra_prefect.agent.identity import boot
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.local.process import is_here
 from mlinfra_prefect.model.lease import AttemptState
 from mlinfra_prefect.model.process import ProcessIdentity
 
@@ -24,11 +25,14 @@ def on_another_host(context: Context, record: KeptRecord) -> str | None:
     if record.keeper is None and not record.attempts and record.keeper_place == "service":
         return None  # nothing of it exists yet, and it is on the host of whichever service claims it
     process = record.keeper.process if record.keeper else record.client.process
+    if process is not None and is_here(process):
+        return None  # whatever this host is called by now
     host = process.host if process else record.owner.host
     if host != socket.gethostname():
         return host
-    # Booted again since, or a host of the same name? Only on the right one lies what its attempts left.
-    if _same_kernel(process) or not record.attempts or any(Path(each.directory).exists() for each in record.attempts):
+    # Booted again since, or a host, or a container beside this one, of the same name? Only on the right one lies what
+    # its attempts left.
+    if not record.attempts or any(_is_there(Path(each.directory)) for each in record.attempts):
         return None
     return host
 
@@ -43,6 +47,13 @@ def busy_until(record: KeptRecord) -> datetime:
         return record.renewed_until
     left = [each.operation_deadline for each in record.attempts if each.state is not AttemptState.RELEASED]
     return max([record.renewed_until, *(deadline for deadline in left if deadline is not None)])
+
+
+def _is_there(directory: Path) -> bool:
+    try:
+        return directory.exists()
+    except OSError:
+        return False  # in another user's home
 
 
 def _same_kernel(process: ProcessIdentity | None) -> bool:

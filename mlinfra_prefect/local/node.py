@@ -44,18 +44,25 @@ class LocalNode:
     def alive(self) -> bool:
         """Whether the agent's process lives and beats. Blocks for `SECOND_LOOK_SECONDS` at most, where it is silent."""
         until = time.monotonic() + SECOND_LOOK_SECONDS
-        first = self._state().get("heartbeat")
+        first = self._beat()
         while self.lives():
-            state = self._state()
-            beat = state.get("heartbeat")
-            if state.get("state") != "up":
+            if self._state().get("state") != "up":
                 return False
-            if beat is not None and (beat != first or abs(time.time() - float(beat)) < SILENT_SECONDS):
+            beat = self._beat()
+            if beat is not None and (beat != first or abs(time.time() - beat) < SILENT_SECONDS):
                 return True
             if time.monotonic() >= until:
                 return False
             time.sleep(LOOK_SECONDS)
         return False
+
+    def _beat(self) -> float | None:
+        """When the agent last showed life (epoch seconds): on a full disk it only touches what it wrote last."""
+        told = self._state().get("heartbeat")
+        try:
+            return None if told is None else max(float(told), (self.directory / "agent.json").stat().st_mtime)
+        except OSError:
+            return None
 
     def _state(self) -> dict[str, Any]:
         """What the agent says of itself; empty before it has said anything."""

@@ -47,9 +47,10 @@ class LocalPlatform:
     consistency_seconds = 0.0
     found_by_mark = True
 
-    def __init__(self, *, cache: Path, stacks: Path) -> None:
+    def __init__(self, *, cache: Path, stacks: Path, here: Callable[[datetime], float] = datetime.timestamp) -> None:
         self._cache = cache
         self._stacks = stacks
+        self._here = here
 
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """This machine, if it has what is asked for. It costs nothing that we could meter."""
@@ -82,10 +83,10 @@ class LocalPlatform:
         archive = build_archive(self._cache)
         grant, spec = grant_of(attempt), node_dir.parent / "agent-spec.json"
         secret = token()
-        deadline = record.deadline.timestamp() if record.deadline else None
+        deadline = self._here(record.deadline) if record.deadline else None
         serve = None
         if isinstance(record, RolloutRecord):
-            serve = serve_spec(record, self._cache, node_dir, marks(record, attempt.number))
+            serve = serve_spec(record, self._cache, node_dir, marks(record, attempt.number, self._here))
         elif isinstance(record, EndpointRecord):
             if not _free(record.port):  # it was free when it was reserved; the agent would only say so to Terraform
                 raise EndpointNotReady(
@@ -245,9 +246,9 @@ class LocalPlatform:
             secret = grant.read_text().partition("\n")[0]
         except FileNotFoundError:
             return  # revoked: it is going
-        scratch = grant.with_name(".grant")
+        scratch = grant.with_name(f".grant.{token()}")  # two may prolong it at once
         scratch.touch(mode=0o600)
-        scratch.write_text(f"{secret}\n{'inf' if until is None else until.timestamp()}\n")
+        scratch.write_text(f"{secret}\n{'inf' if until is None else self._here(until)}\n")
         scratch.replace(grant)
 
     def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:

@@ -35,8 +35,7 @@ def ensure(path: Path) -> None:
     if path.exists():
         return
     private_folder(path.parent)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)  # of a process that was killed here, and had this number before
+    fresh = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # threads of one process, too, do it at once
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "w") as file:
         file.write(f"{secrets.token_urlsafe(TOKEN_BYTES)}\n")
         file.flush()

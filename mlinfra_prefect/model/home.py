@@ -35,9 +35,10 @@ class Home:
         """Create the home, private, and return it. Idempotent.
 
         Raises:
-            LedgerUnavailable: it cannot be created or written.
+            LedgerUnavailable: it cannot be created or written, or is another user's.
         """
         try:
+            self._refuse_a_strangers()
             for place in (
                 self.root,
                 self.keeper,
@@ -56,6 +57,15 @@ class Home:
                 f"Point {HOME_VARIABLE} at a directory that you can write, with room on its disk.",
             ) from error
         return self
+
+    def _refuse_a_strangers(self) -> None:
+        """Nothing is written into the home of another user: `sudo` would lock its owner's keeper out of it (R8)."""
+        for place in (self.ledger, self.keeper):
+            if place.exists() and (owner := place.stat().st_uid) != os.getuid():
+                raise LedgerUnavailable(
+                    f"{HOME_VARIABLE}: {self.root} is the home of user {owner}, and this is user {os.getuid()}.",
+                    f"Run it as that user (sudo -u '#{owner}'), or point {HOME_VARIABLE} at a home of your own.",
+                )
 
     @property
     def ledger(self) -> Path:

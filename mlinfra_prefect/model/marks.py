@@ -5,6 +5,9 @@ A record can be lost and a state can be empty; what a process carries in its env
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import datetime
+
 from mlinfra_prefect.model.endpoint import KeptRecord
 
 LEDGER_VARIABLE = "MLINFRA_LEDGER_ID"
@@ -13,14 +16,17 @@ ATTEMPT_VARIABLE = "MLINFRA_ATTEMPT"
 DEADLINE_VARIABLE = "MLINFRA_DEADLINE"
 
 
-def marks(record: KeptRecord, attempt: int) -> dict[str, str]:
-    """Return the marks of what works for one attempt; the deadline is epoch seconds as text, or empty."""
+def marks(record: KeptRecord, attempt: int, here: Callable[[datetime], float] = datetime.timestamp) -> dict[str, str]:
+    """Return the marks of what works for one attempt; the deadline is epoch seconds as text, or empty.
+
+    `here` says when a moment of the ledger's clock is on the clock of the host on which the work runs.
+    """
     deadline = record.deadline
     return {
         LEDGER_VARIABLE: record.ledger_id,
         LEASE_VARIABLE: record.id,
         ATTEMPT_VARIABLE: str(attempt),
-        DEADLINE_VARIABLE: "" if deadline is None else repr(deadline.timestamp()),
+        DEADLINE_VARIABLE: "" if deadline is None else repr(here(deadline)),
     }
 
 

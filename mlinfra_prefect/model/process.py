@@ -27,6 +27,11 @@ class ProcessIdentity(Record):
         examples=["1873002"],
     )
 
+    def is_same(self, other: ProcessIdentity) -> bool:
+        """Whether both are one process. A host may be renamed under it; its boot, where there is one, stays. Pure."""
+        here = self.boot == other.boot and (bool(self.boot) or self.host == other.host)
+        return here and (self.pid, self.start_time) == (other.pid, other.start_time)
+
 
 class Owner(Record):
     """Who asked for a lease or an endpoint: shown in every listing."""

@@ -502,3 +502,16 @@ def test_a_reused_pid_is_not_taken_for_the_old_process() -> None:
     child = subprocess.Popen(["true"])
     wait_until(lambda: identity.start_time(child.pid) is None)  # a zombie is not alive
     child.wait()
+
+
+def test_an_agent_that_cannot_write_still_shows_that_it_lives(node: NodeUnderTest) -> None:
+    """A full disk: what it wrote last gets a new age, which needs no room."""
+    node.start()
+    told = node.dir / wire.AGENT_STATE
+    wait_until(told.exists)
+    told.unlink()
+    told.mkdir()  # nothing can be moved to its place
+    os.utime(told, (0, 0))
+    wait_until(lambda: told.stat().st_mtime > 1, 5)
+    told.rmdir()
+    wait_until(told.is_file, 5)

@@ -240,6 +240,25 @@ def test_a_dry_run_makes_no_home_and_wrong_options_are_wrong_input(cli):
     assert "MLINFRA_HOME: /proc/nowhere cannot be used" in nowhere.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look into another user's home")
+def test_another_user_s_home_is_refused_and_nothing_is_written(cli, write):
+    """`sudo mlinfra-prefect reap` would leave files in it that its owner's keeper cannot open."""
+    lease = write("lease", "training")
+
+    def written() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in cli.home.root.rglob("*") if path.suffix != ".sqlite-shm"}
+
+    before = written()
+    os.chown(cli.home.ledger, 4711, 4711)
+    assert lease in cli("ps").stdout  # to look is no harm
+    for words in (("reap",), ("release", lease), ("up", "cpu")):
+        refused = cli(*words)
+        assert (refused.returncode, refused.stdout) == (1, "")
+        assert "is the home of user 4711" in refused.stderr
+        assert "sudo -u '#4711'" in refused.stderr
+    assert written() == before
+
+
 def test_one_name_of_two_endpoints_is_not_guessed(cli, write):
     """A name that endpoints of two environments have is refused with both ids; a released round is never meant."""
     write("endpoint", "churn")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -17,11 +16,9 @@ import pytest
 # pytest's importlib mode imports no siblings; the harness is one, shared by this area's tests.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from keeper_harness import House
+from keeper_harness import CACHE, House
 
 from mlinfra_prefect.terraform import find_engine
-
-CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")
 
 
 @pytest.fixture(scope="session")

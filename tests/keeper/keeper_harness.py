@@ -22,6 +22,7 @@ from mlinfra_prefect.keeper.starting import watcher_argv
 from mlinfra_prefect.model.home import Home
 
 HERE = Path(__file__).parent
+CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or HERE.parents[1] / ".cache")
 PATIENCE = 60.0
 """Seconds after which something that should have happened will not."""
 

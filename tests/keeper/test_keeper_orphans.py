@@ -25,7 +25,9 @@ from mlinfra_prefect.keeper import sweeping
 from mlinfra_prefect.keeper.operate import step
 from mlinfra_prefect.keeper.passes import Pass
 from mlinfra_prefect.keeper.reap import reap
+from mlinfra_prefect.keeper.sight import NAME, unknown_before
 from mlinfra_prefect.keeper.watch import BUSY, is_held
+from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle import addenda
 from mlinfra_prefect.lifecycle.archiving import is_archived
 from mlinfra_prefect.lifecycle.context import Context
@@ -37,6 +39,7 @@ from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import Client, Keeper, LeaseRecord
 from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.testing.records import sample_attempt
 
 Plant = Callable[..., subprocess.Popen[bytes]]
 SLEEPER = "import time\nwhile True: time.sleep(1)"
@@ -44,11 +47,12 @@ SLEEPER = "import time\nwhile True: time.sleep(1)"
 
 @pytest.fixture
 def context(monkeypatch: pytest.MonkeyPatch) -> Iterator[Context]:
-    """A fresh home; at its end no process carries its mark."""
+    """A home that has known its ledger from the beginning; at its end no process carries its mark."""
     root = Path(tempfile.mkdtemp(prefix="mlo-"))
     monkeypatch.setenv("MLINFRA_HOME", str(root))
     monkeypatch.chdir(root)
     made = Context(Home(root))
+    remembers(made)
     yield made
     for seen in judge.carriers(made.ledger.ledger_id):
         judge.end(seen)
@@ -80,6 +84,13 @@ def plant(context: Context) -> Iterator[Plant]:
     for each in planted:
         each.kill()
         each.wait()
+
+
+def remembers(context: Context) -> None:
+    """What a pass remembers of a ledger that this home has had for long, without the keeper that a pass would start."""
+    unknown_before(context, context.ledger.records())
+    path = context.home.keeper / NAME
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "unknown_before": 0.0}))
 
 
 def asked(context: Context, key: str = "one", *, client: Client | None = None, **request: Any) -> LeaseRecord:
@@ -174,7 +185,7 @@ def test_a_ledger_that_lost_its_newest_record_ends_nothing_before_its_deadline(c
     """Restored from a copy: what it does not know may have a live keeper (R8). What starts afterwards is its own."""
     record = asked(context)
     assert reasons(reap(context, settle_seconds=0, dry_run=True), "skipped")
-    reap_remembers(context)
+    remembers(context)
     lost = plant("l0b-1", deadline=time.time() + 600)
     with closing(sqlite3.connect(context.home.ledger)) as db, db:
         db.execute("DELETE FROM records WHERE id = ?", (record.id,))
@@ -188,11 +199,51 @@ def test_a_ledger_that_lost_its_newest_record_ends_nothing_before_its_deadline(c
     assert lost.poll() is None
 
 
-def reap_remembers(context: Context) -> None:
-    """What a pass remembers of its ledger, without the keeper that a pass would start here."""
-    from mlinfra_prefect.keeper.sight import unknown_before
+def test_a_copy_of_a_ledger_in_a_new_home_ends_nothing_of_the_original(context: Context, plant: Plant) -> None:
+    """What the original leased after the copy was made is no orphan of the copy, not even in its very first pass."""
+    asked(context)
+    elsewhere = Path(tempfile.mkdtemp(prefix="mlo-"))
+    try:
+        with (
+            closing(sqlite3.connect(context.home.ledger)) as live,
+            closing(sqlite3.connect(elsewhere / "ledger.sqlite")) as copy,
+        ):
+            live.backup(copy)
+        later = plant(asked(context, "later").id)
+        restored = Context(Home(elsewhere))
+        assert restored.ledger.ledger_id == context.ledger.ledger_id
+        for _ in range(2):
+            assert reap(restored, settle_seconds=0).orphans == ()
+        assert later.poll() is None
+        restored.ledger.close()
+    finally:
+        shutil.rmtree(elsewhere, ignore_errors=True)
 
-    assert unknown_before(context, context.ledger.records()) == 0.0
+
+def test_a_record_in_a_home_that_cannot_be_looked_into_stops_no_other(
+    context: Context, plant: Plant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two users of one host share a ledger: the home of the other one is closed, and its lease is left alone."""
+    theirs = asked(context, "theirs")
+    elsewhere = context.home.root / "closed"
+    look = Path.exists
+
+    def closed(path: Path) -> bool:
+        if path.is_relative_to(elsewhere):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return look(path)
+
+    attempt = sample_attempt(
+        1, directory=str(elsewhere / "work" / theirs.id / "1" / "terraform"),
+        node_dir=str(elsewhere / "work" / theirs.id / "1" / "node"),
+    )  # fmt: skip
+    revise(context.ledger, theirs.id, lambda it: it.revised(attempts=(attempt,)), actor="test", reason="planned")
+    orphan = plant("l0a-1")
+    monkeypatch.setattr(Path, "exists", closed)
+    found = reap(context, settle_seconds=0)
+    assert "its directories lie in the home" in reasons(found, "skipped")[theirs.id]
+    assert set(reasons(found, "orphans")) == {"l0a-1"}
+    assert ended(orphan)
 
 
 def test_directories_are_told_and_never_deleted_and_a_released_one_explains_itself(context: Context) -> None:

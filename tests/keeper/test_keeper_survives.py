@@ -14,7 +14,7 @@ from pathlib import Path
 
 import keeper_judge as judge
 import pytest
-from keeper_harness import House
+from keeper_harness import CACHE, House
 
 RUNNER = """
 import subprocess, sys
@@ -91,8 +91,6 @@ def mounted(place: Path, *options: str) -> Iterator[None]:
 
 def test_a_full_disk_delays_a_release_and_loses_nothing(engine: str) -> None:
     """The client dies while not a byte can be written: the keeper tries again and again, and has room later."""
-    from conftest import CACHE
-
     place = Path(tempfile.mkdtemp(prefix="mlk-"))
     with mounted(place, "-o", "size=48m,mode=700"):
         house = House(place, CACHE, engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -25,6 +27,13 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def resident_mib(pid: int) -> float:
     line = next(each for each in Path(f"/proc/{pid}/status").read_text().splitlines() if each.startswith("VmRSS"))
     return int(line.split()[1]) / 1024
@@ -36,7 +45,7 @@ def test_it_goes_home_when_the_desk_is_empty_and_leaves_no_zombie(house: House) 
     client.hears("ready")
     watcher = house.watcher()
     house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "no operation runs")
-    assert judge.zombies_of(watcher) == []
+    house.until(lambda: not judge.zombies_of(watcher), "the watcher looks after its children", seconds=5)
     (house.handles / "go").touch()
     client.hears("over")
     house.until(lambda: not house.processes(), "it has gone home", seconds=10)
@@ -164,10 +173,14 @@ def test_a_full_disk_is_one_sentence_and_nothing_runs(house: House) -> None:
 class Desk:
     """A desk for a watcher that runs in this process, and spawns what it is told to."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *, with_reaper: bool = False) -> None:
         (place / "keeper" / "cards").mkdir(parents=True)
         self.cards = place / "keeper" / "cards"
-        self.watcher = watch.Watcher(str(place), sys.executable, "process", 1e6, 1e6)
+        options = {
+            "home": str(place), "python": sys.executable, "place": "process", "renew_seconds": 1e6,
+            "idle_seconds": 1e6, "missing_seconds": 1e6, "with_reaper": with_reaper, "wait_for_operations": False,
+        }  # fmt: skip
+        self.watcher = watch.Watcher(argparse.Namespace(**options))
         self.watcher.next_pass, self.watcher.last_pass = None, time.monotonic()
         self.spawned: list[list[str]] = []
         self.argv = ["sleep", "600"]
@@ -189,10 +202,15 @@ class Desk:
 
 
 @pytest.fixture
-def desk(tmp_path: Path):
+def desk(tmp_path: Path, request: pytest.FixtureRequest):
     handler, wakeup = signal.getsignal(signal.SIGCHLD), signal.set_wakeup_fd(-1)
-    made = Desk(tmp_path)
+    made = Desk(tmp_path, with_reaper=getattr(request, "param", False))
     yield made
+    helpers = [batch.process for batch in made.watcher.stopping]
+    for helper in (made.watcher.passing, *helpers):
+        if helper is not None:
+            helper.popen.kill()
+            helper.popen.wait()
     for entry in made.watcher.entries.values():
         if entry.operation is not None:
             entry.operation.popen.kill()
@@ -216,6 +234,56 @@ def test_an_operation_that_hangs_past_its_deadline_is_ended_alone(desk: Desk, mo
             operation.wait(5)
         assert (operation.poll() is None) is alive
     assert operation.returncode == -signal.SIGKILL
+
+
+def test_the_next_drain_never_waits_for_those_that_are_being_seen_to(desk: Desk) -> None:
+    """A training may take an hour to stop: what is due meanwhile gets a process that sees to it at once."""
+    for number in range(watch.ENDS_AT_ONCE):
+        desk.lay(f"draining-{number}", due=1.0, state="releasing")
+    desk.turn()
+    for number in range(watch.STOPS_AT_ONCE + 2):
+        desk.lay(f"later-{number}", due=1.0, state="releasing")
+        desk.turn()
+    stops = [words[1:] for words in desk.spawned if words[0] == "stop"]
+    assert stops == [[f"later-{number}"] for number in range(watch.STOPS_AT_ONCE)]
+    desk.watcher.stopping[0].process.popen.kill()
+    desk.watcher.stopping[0].process.popen.wait()
+    desk.turn()
+    last = watch.STOPS_AT_ONCE
+    assert desk.spawned[-1] == ["stop", f"later-{last}", f"later-{last + 1}"]  # they share the next one
+
+
+def test_what_hangs_is_tried_again_once_its_drain_was_seen_to(desk: Desk, tmp_path: Path) -> None:
+    """An operation of a watcher that died holds the record: only another operation of it ends that one."""
+    desk.lay("hung", due=1.0, state="releasing")
+    place = tmp_path / "work" / "hung"
+    place.mkdir(parents=True)
+    with (place / "operation.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        desk.watcher.read_cards()
+        desk.watcher.entries["hung"].stopped = True
+        desk.turn()
+    assert desk.spawned == [["step", "hung"]]
+
+
+def test_a_service_in_a_container_waits_for_the_drains_that_it_sees_to(desk: Desk) -> None:
+    """Process 1 takes all others with it."""
+    desk.watcher.waits = True
+    for number in range(watch.ENDS_AT_ONCE + 1):
+        desk.lay(f"draining-{number}", due=1.0, state="releasing")
+    desk.turn()
+    desk.watcher.ending = True
+    for entry in desk.watcher.entries.values():
+        if entry.operation is not None:
+            entry.operation.popen.kill()
+            entry.operation.popen.wait()
+    desk.turn()
+    assert not any(entry.operation for entry in desk.watcher.entries.values())
+    assert not desk.watcher.may_end()
+    desk.watcher.stopping[0].process.popen.kill()
+    desk.watcher.stopping[0].process.popen.wait()
+    desk.turn()
+    assert desk.watcher.may_end()
 
 
 def test_a_card_that_stays_due_does_not_spin(desk: Desk) -> None:
@@ -242,6 +310,22 @@ def test_a_broken_card_and_a_program_that_does_not_start_stop_nobody(desk: Desk)
     desk.turn()
     assert desk.watcher.entries["other"].operation is None
     assert desk.watcher.entries["other"].not_before > time.monotonic()
+
+
+@pytest.mark.parametrize("desk", [True, False], indirect=True, ids=["with reaper", "without"])
+def test_a_keeper_with_a_reaper_reaps_every_minute(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass when it begins; then another one each minute, or none by the clock."""
+    desk.argv, desk.watcher.next_pass = ["true"], time.monotonic()
+    began, passes = time.monotonic(), []
+    for seconds in (0.1, 59.0, 61.0, 119.0, 122.0):
+        monkeypatch.setattr(watch.time, "monotonic", lambda seconds=seconds: began + seconds)
+        desk.watcher.start_pass()
+        if desk.watcher.passing is not None:
+            desk.watcher.passing.popen.wait()
+            desk.watcher.passing = None  # as the watcher does once it has ended
+        passes.append(len(desk.spawned))
+    assert passes == ([1, 1, 2, 2, 3] if desk.watcher.reaps else [1, 1, 1, 1, 1])
+    assert desk.spawned[0] == ["pass"]
 
 
 def test_the_next_moment_is_waited_for_and_not_polled(desk: Desk) -> None:
@@ -317,14 +401,16 @@ def test_many_releases_at_once_are_few_operations_and_no_meter_waits(house: Hous
     house.until(lambda: not house.processes("mlinfra_prefect.keeper"), "nothing is to be done")
     grants = [house.home / "work" / each / "1" / "grant" for each in ids]
     assert all(grant.exists() for grant in grants)
-    hold = house.handles / "hold-destroy"
+    hold, watcher = house.handles / "hold-destroy", house.watcher()
     hold.touch()
     client.kill()
     most = 0
 
     def stopped() -> bool:
         nonlocal most
-        most = max(most, len(house.processes("mlinfra_prefect.keeper", "step")))
+        # The watcher's own; what one of them has just forked looks like it until it becomes another program.
+        seen = house.processes("mlinfra_prefect.keeper", "step")
+        most = max(most, sum(parent(each.pid) == watcher for each in seen))
         return not any(grant.exists() for grant in grants)
 
     house.until(stopped, "every meter is stopped", seconds=90)

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from s3_stores import keys
 
+from mlinfra_prefect.agent import identity
 from mlinfra_prefect.aws import S3Ledger
 from mlinfra_prefect.errors import InvalidInput, LedgerUnavailable
 from mlinfra_prefect.keeper.reap import reap
@@ -85,6 +86,7 @@ def test_leases_are_kept_in_the_shared_ledger_and_nothing_of_it_reaches_a_node(e
     # Another host, with a home of its own: it sees the lease, and neither takes it over nor calls it gone.
     with monkeypatch.context() as patch:
         patch.setattr(socket, "gethostname", lambda: "elsewhere")
+        patch.setattr(identity, "boot", lambda: "another-boot")
         patch.setenv("MLINFRA_LEDGER", env["MLINFRA_LEDGER"])
         other = Context(Home(tmp_path / "other"))
         found = reap(other, settle_seconds=0.0)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import socket
+from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 from mlinfra_prefect.agent.identity import boot
-from mlinfra_prefect.lifecycle.whose_host import busy_until
-from mlinfra_prefect.model.lease import Attempt, AttemptState, Keeper
+from mlinfra_prefect.keeper import operate
+from mlinfra_prefect.keeper.operate import step
+from mlinfra_prefect.lifecycle import whose_host
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.lifecycle.whose_host import busy_until, on_another_host
+from mlinfra_prefect.local import process
+from mlinfra_prefect.local.process import identify
+from mlinfra_prefect.model.lease import Attempt, AttemptState, Keeper, LeaseRecord, State
+from mlinfra_prefect.model.ledger_address import parse_address
 from mlinfra_prefect.model.process import ProcessIdentity
 from mlinfra_prefect.testing.records import MOMENT, sample_attempt, sample_lease
 
@@ -44,3 +55,36 @@ def test_an_operation_of_another_host_is_respected_until_its_deadline(where, att
 
 def test_without_a_keeper_nothing_is_in_flight() -> None:
     assert busy_until(sample_lease(keeper=None, attempts=(attempt(1),))) == RENEWED
+
+
+def test_a_host_that_was_renamed_still_keeps_what_it_keeps(
+    context: Context, asked: Callable[..., LeaseRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The watcher goes on, and each of its operations says the new name: it is no other keeper for that."""
+    record = asked()
+    mine = identify()
+    monkeypatch.setattr(operate, "_take_operation_lock", lambda *_: 0)  # an operation is a process, and holds it
+    assert step(context, record.id, Keeper(place="process", process=mine)) == 0
+    for place in (whose_host.socket, process.socket):
+        monkeypatch.setattr(place, "gethostname", lambda: "renamed")
+    renamed = Keeper(place="process", process=mine.revised(host="renamed"))
+    begin_release(context, record.id, reason="done")
+    assert step(context, record.id, renamed) == 0
+    over = context.record(record.id)
+    assert (over.state, over.generation) == (State.RELEASED, record.generation)
+
+
+def test_a_container_beside_this_one_is_another_host(
+    context: Context, asked: Callable[..., LeaseRecord], tmp_path: Path
+) -> None:
+    """It has this kernel and this name, and a home of its own: its processes cannot be looked for here."""
+    assert context.ledger  # its own; only where it lies is another matter
+    vars(context)["address"] = parse_address("s3://somewhere/else", field="ledger")
+    kernel, name = boot().partition("/")[0], socket.gethostname()
+    beside = Keeper(place="process", process=ProcessIdentity(host=name, boot=f"{kernel}/77", pid=7, start_time="1"))
+    there = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path / "gone")),))
+    assert on_another_host(context, there) == name
+    ours = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path)),))
+    assert on_another_host(context, ours) is None
+    renamed = Keeper(place="process", process=identify().revised(host="an-older-name"))
+    assert on_another_host(context, sample_lease(keeper=renamed)) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mlinfra_prefect.errors import LedgerUnavailable
+from mlinfra_prefect.errors import KeeperUnavailable, LedgerUnavailable
 from mlinfra_prefect.lifecycle import releasing
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
@@ -212,4 +213,46 @@ def test_a_ledger_that_takes_no_note_does_not_keep_the_meter_running(
         with pytest.raises(LedgerUnavailable):
             release_pass(context, going.revised(drain=False))
     assert not context.platform("local").node(record.attempts[0]).lives()
+    assert release_pass(context, context.record(record.id)).state is State.RELEASED
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), LedgerUnavailable("full")], ids=str
+)
+def test_what_cannot_be_drained_is_waited_for_a_while_and_costs_nothing_then(
+    context: Context, asked: Ask, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """Another pass may keep its work; after the grace and the time of an upload the meter stops all the same."""
+    record = provision(context, asked(grace_seconds=5))
+    going = begin_release(context, record.id, reason="done")
+    node = context.platform("local").node(record.attempts[0])
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(releasing, "_drain", full)
+        with pytest.raises(type(error)):
+            releasing.stop_pass(context, going)
+        assert node.lives()
+        late = time.time() + 5 + releasing.UPLOAD_SECONDS + 1
+        patch.setattr(releasing.time, "time", lambda: late)
+        (told,) = releasing.stop_pass(context, going)
+        assert "could not be drained" in told
+    assert not node.lives()
+    assert release_pass(context, context.record(record.id)).state is State.RELEASED
+
+
+def test_a_desk_that_cannot_be_written_keeps_no_meter_running(context: Context, asked: Ask) -> None:
+    """The fresh card fails; the node ends before anybody is told."""
+    record = provision(context, asked())
+    going = begin_release(context, record.id, reason="done", drain=False)
+
+    def unwritable(_: object) -> None:
+        raise KeeperUnavailable("The card cannot be written.")
+
+    context.tell = unwritable
+    assert releasing.stop_pass(context, going)
+    assert not context.platform("local").node(record.attempts[0]).lives()
+    context.tell = lambda _: None
     assert release_pass(context, context.record(record.id)).state is State.RELEASED

@@ -11,6 +11,7 @@ import pytest
 from mlinfra_prefect.errors import (
     EndpointExists,
     EndpointNotReady,
+    LeaseLost,
     MlinfraError,
     NotFound,
     RolledBack,
@@ -18,9 +19,13 @@ from mlinfra_prefect.errors import (
     VersionServes,
 )
 from mlinfra_prefect.keeper import rollouts
+from mlinfra_prefect.ledger import revise
 from mlinfra_prefect.lifecycle import versions
+from mlinfra_prefect.lifecycle.clients import look_at_client
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
 from mlinfra_prefect.model.lease import Client, State
 from mlinfra_prefect.model.process import Owner
@@ -37,8 +42,11 @@ def stood(context: Context) -> Enter:
     shape = {"ledger_id": context.ledger.ledger_id, "client": NOBODY, "keeper": None}
     context.ledger.create(sample_endpoint(versions=(), **shape), actor="test", reason="", holds=("endpoint:dev:churn",))
 
-    def bring(version: int, *, promoted: bool = False, state: State = State.READY) -> RolloutRecord:
-        seen = context.ledger.create(sample_rollout(version=version, **shape), actor="test", reason="asked for")
+    def bring(
+        version: int, *, promoted: bool = False, state: State = State.READY, client: Client = NOBODY
+    ) -> RolloutRecord:
+        asked = sample_rollout(version=version, **{**shape, "client": client})
+        seen = context.ledger.create(asked, actor="test", reason="asked for")
         record = seen.record
         assert isinstance(record, RolloutRecord)
         versions.enter(context, record)
@@ -254,3 +262,23 @@ def test_the_record_of_what_is_wanted_follows_the_youngest_rollout(context: Cont
     assert endpoint(context).serving.retire_seconds == 5.0
     assert endpoint(context).version(1).rollout == record.id
     assert endpoint(context).version(1).urls == record.urls
+
+
+def test_a_client_that_has_beaten_since_keeps_its_rollout(context: Context, stood: Enter) -> None:
+    """An operation carries its record for minutes: by then the last beat that it knows of is an old one."""
+    stood(1, promoted=True)
+    now = context.ledger.now()
+    somebody = Client(kind="flow_run", process=identify(), heartbeat_at=now - timedelta(seconds=TTL_SECONDS + 10))
+    silent = stood(2, client=somebody)
+    before = context.record(silent.id)
+    beats = somebody.revised(heartbeat_at=now)
+    revise(context.ledger, silent.id, lambda it: it.revised(client=beats), actor="test", reason="it beats")
+    untouched = endpoint(context)
+    assert look_at_client(context, before).live
+    assert begin_release(context, silent.id, reason="lost", generation=1, lost=somebody).live
+    with pytest.raises(LeaseLost):
+        begin_release(context, silent.id, reason="lost", generation=7, lost=beats)
+    assert endpoint(context) == untouched
+    revise(context.ledger, silent.id, lambda it: it.revised(client=somebody), actor="test", reason="it is silent")
+    assert not look_at_client(context, before).live
+    assert states(context)[2] == ("rolled-back", 0)
