@@ -47,6 +47,7 @@ class JobQueue:
         self._beside: set[str] = set()
         self._running: dict[str, subprocess.Popen[bytes]] = {}
         self._seen: dict[str, tuple[int, int]] = {}
+        self._unsaid: dict[str, JobStatus] = {}
 
     def states(self) -> dict[str, str]:
         """The state of every job."""
@@ -64,6 +65,7 @@ class JobQueue:
 
     def step(self) -> None:
         """Take in new jobs, follow the running ones, start the next."""
+        self._say_endings()
         for job_id in self._new():
             self._accept(job_id)
         for job_id, launcher in list(self._running.items()):
@@ -178,5 +180,16 @@ class JobQueue:
         status = read_status(job_dir) or JobStatus(queued_at=time.time())
         if status.pid is not None and not identity.is_alive(status.pid, status.start_time):
             status = JobStatus(**{**status.__dict__, "pid": None, "start_time": None})
-        with contextlib.suppress(OSError):
-            status.ended(state, reason).write(job_dir)
+        self._unsaid[job_id] = status.ended(state, reason)
+        self._say_endings()
+
+    def _say_endings(self) -> None:
+        """Write how jobs ended; on a full disk again at every step: somebody waits for it, a release among them."""
+        for job_id, status in list(self._unsaid.items()):
+            try:
+                status.write(self._root / job_id)
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # gone with the lease
+            except OSError:
+                continue
+            del self._unsaid[job_id]

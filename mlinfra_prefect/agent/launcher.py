@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 END_GRACE_SECONDS = 1.0
 SECRETS_SECONDS = 30.0
+ENDING_SECONDS = 60.0
+"""For how long a launcher tries to write how its job went; then the agent says that it could not."""
 
 
 class Ended(Exception):
@@ -104,10 +106,25 @@ class Launcher:
         finally:
             self._end_training()
             self._guardian.close()
-        with contextlib.suppress(OSError):  # the directory may be gone with the lease
-            final.write(self._dir)
-            return 0
-        return 1
+        return self._say_ending(final)
+
+    def _say_ending(self, final: JobStatus) -> int:
+        """Write how it went: on a full disk for a while again and again, for nobody else knows it as well."""
+        until = time.monotonic() + ENDING_SECONDS
+        while True:
+            try:
+                final.write(self._dir)
+            except OSError as error:
+                gone = isinstance(error, FileNotFoundError | NotADirectoryError)  # with the lease
+                try:
+                    self._check_life()
+                except Ended:
+                    return 1
+                if gone or time.monotonic() >= until:
+                    return 1
+                self._waker.wait(self._spec.poll_seconds)
+            else:
+                return 0
 
     # --- the phases ---------------------------------------------------------------------------------------------------
 

@@ -81,14 +81,21 @@ def ledger_id(home: Path) -> str | None:
     return None
 
 
+def texts(home: Path) -> dict[str, str]:
+    """Every record as it is stored, JSON or not; empty where there is no ledger."""
+    if not (home / "ledger.sqlite").exists():
+        return {}
+    with _opened(home) as db:
+        db.text_factory = lambda raw: raw.decode(errors="replace")
+        return {str(row[0]): str(row[1]) for row in db.execute("SELECT id, json FROM records ORDER BY seq")}
+
+
 def records(home: Path) -> dict[str, dict[str, Any]]:
     """Every record that is JSON, as it is stored."""
     found = {}
-    with _opened(home) as db:
-        db.text_factory = lambda raw: raw.decode(errors="replace")
-        for row in db.execute("SELECT id, json FROM records ORDER BY seq"):
-            with contextlib.suppress(ValueError):
-                found[str(row[0])] = json.loads(row[1])
+    for record_id, text in texts(home).items():
+        with contextlib.suppress(ValueError):
+            found[record_id] = json.loads(text)
     return found
 
 
@@ -171,6 +178,36 @@ def unproven(home: Path) -> list[str]:
     return problems
 
 
+def lost(home: Path, *, mark: str | None, asked: Collection[str]) -> list[str]:
+    """What is missing or torn: the ledger itself, records that somebody was told of, records that nobody can read."""
+    problems = []
+    if mark is not None and ledger_id(home) != mark:
+        problems.append(f"the ledger {mark} is gone, or another one stands in its place: {ledger_id(home)}")
+    known, whole = texts(home), records(home)
+    problems += [f"{record_id} cannot be read" for record_id in known if record_id not in whole]
+    return problems + [f"{record_id} is lost: it was asked for" for record_id in sorted(set(asked) - set(known))]
+
+
+def inside(place: Path, *, apart_from: Collection[int] = ()) -> list[Seen]:
+    """Every process that names a directory, or one below it, in its command line or environment, or works in it.
+
+    Whether it carries a mark or not: who lost its mark is found by where it was started.
+    """
+    found, needle = [], str(place).encode()
+    for entry in os.scandir("/proc"):
+        if not entry.name.isdigit() or int(entry.name) in {os.getpid(), *apart_from}:
+            continue
+        try:
+            words = Path(entry.path, "cmdline").read_bytes() + b"\0" + Path(entry.path, "environ").read_bytes()
+            there = needle in words or Path(entry.path, "cwd").readlink().is_relative_to(place)
+        except OSError:
+            continue
+        seen = look(int(entry.name)) if there else None
+        if seen is not None:
+            found.append(seen)
+    return found
+
+
 def verdict(home: Path, seconds: float = 20.0) -> list[str]:
     """What is still there of a home after a while: processes, and records that say `released` without proof."""
     until = time.monotonic() + seconds
@@ -227,11 +264,11 @@ def states_left(home: Path) -> list[str]:
     return found
 
 
-def told(home: Path, canary: str) -> list[str]:
-    """Files of a home, the trainings' own output apart, in which a secret stands."""
+def told(home: Path, canary: str, *, around: Path | None = None) -> list[str]:
+    """Files of a home, and of the directory `around` it, in which a secret stands; the trainings' own output apart."""
     found, needle = [], canary.encode()
-    for path in files(home):
-        if path.relative_to(home).parts[0] in OWN_OUTPUT:
+    for path in files(around or home):
+        if path.is_relative_to(home) and path.relative_to(home).parts[0] in OWN_OUTPUT:
             continue
         with contextlib.suppress(OSError):
             if needle in path.read_bytes():
@@ -239,18 +276,30 @@ def told(home: Path, canary: str) -> list[str]:
     return found
 
 
-def findings(home: Path, *, canary: str = "", apart_from: Collection[str] = ()) -> list[str]:
-    """Everything that should not be there now, in words; empty: nothing leaked.
+def findings(
+    home: Path,
+    *,
+    canary: str = "",
+    apart_from: Collection[str] = (),
+    mark: str | None = None,
+    asked: Collection[str] = (),
+    around: Path | None = None,
+) -> list[str]:
+    """Everything that should not be there now, or should and is not, in words; empty: nothing leaked.
 
     Args:
         home: which.
         canary: a secret that was passed to the training.
         apart_from: ids of records that the test itself broke.
+        mark: the ledger's uuid, where it was seen before; None: as it is there now.
+        asked: ids of records that somebody was told of.
+        around: where the secret must not stand either: logs and databases of others.
     """
-    problems = [f"process left: {seen}" for seen in left(home)]
-    problems += [each for each in unproven(home) if each.partition(" ")[0] not in apart_from]
+    problems = [f"process left: {seen}" for seen in left(home, mark=mark)]
+    found = unproven(home) + lost(home, mark=mark, asked=asked)
+    problems += [each for each in found if each.partition(" ")[0] not in apart_from]
     problems += held_locks(home) + states_left(home)
-    return problems + (told(home, canary) if canary else [])
+    return problems + (told(home, canary, around=around) if canary else [])
 
 
 def same(seen: Seen) -> bool:

@@ -62,14 +62,14 @@ def _moments(chance: Random) -> dict[str, Any]:
         "kill_at": round(chance.uniform(0.0, 5.0), 3), "reaper_at": round(chance.uniform(0.0, 4.0), 3),
         "busy_for": round(chance.uniform(1.0, 5.0), 3), "full_for": round(chance.uniform(1.0, 5.0), 3),
         "reapers": chance.randint(2, 8), "keeper_too": chance.random() < 0.5,
-        "clocks": chance.choice([[0.0], [3600.0], [-3600.0], [3600.0, -3600.0], [0.0, 0.0]]),
+        "clocks": chance.choice([[3600.0], [-3600.0], [3600.0, -3600.0]]),
         "broken": chance.choice(["truncated", "future"]),
         "victims": chance.choice([["client"], ["client", "keeper"], list(EVERYTHING)]),
     }  # fmt: skip
 
 
 def _of_prefect(chance: Random) -> dict[str, Any]:
-    groups = [["flow"], ["runner"], ["server"], ["flow", "runner"], ["runner", "server"],
+    groups = [["flow"], ["runner"], ["runner"], ["server"], ["flow", "runner"], ["runner", "server"],
               ["flow", "runner", "server", *EVERYTHING]]  # fmt: skip
     return {
         "worker": chance.random() < 0.5, "cancel": chance.random() < 0.25, "victims": chance.choice(groups),
@@ -114,7 +114,8 @@ ROWS = (
     Row("reaper-killed", "everything killed; the reaper that comes is killed, too, at any step", playing.reaper_killed,
         victims=(EVERYTHING,), reaper=True, options=_moments, weight=5),
     Row("reaper-killed-at-a-step", "everything killed; the reaper is killed at a named step",
-        playing.reaper_killed, victims=(EVERYTHING,), points=REAPING, reaper=True, options=_moments, weight=3),
+        playing.reaper_killed, victims=(EVERYTHING,), points=REAPING, both=True, reaper=True, options=_moments,
+        weight=4),
     Row("reapers-race", "everything killed; then 2 to 8 reapers at once", playing.reapers_race,
         victims=(EVERYTHING,), reaper=True, options=_moments, weight=4),
     Row("reaper-beside-owner", "reapers beside a live flow, with clocks that are an hour wrong: nothing is lost",
@@ -141,13 +142,16 @@ ROWS = (
     Row("rollout-killed-with-keeper", "the same at the named steps, keeper and flow killed in the same moment",
         playing_serving.rollout, victims=(EVERYTHING,), points=ROLLING, together=("keeper", "client"), reaper=True,
         life=10.0, serves=True, needs=needs_models, weight=2),
+    Row("deploy-killed", "flow, keeper or operation killed at any step of an endpoint's first deployment",
+        playing_serving.first, victims=(("client",), ("keeper",), ("operation",), ("client", "keeper"), EVERYTHING),
+        points=("after-router-record", *ROLLING), reaper=True, life=8.0, serves=True, needs=needs_models, weight=4),
     Row("server-killed", "a model server, the router or an agent of an endpoint killed: it answers again",
         playing_serving.server_killed, victims=(), reaper=True, serves=True, needs=needs_models,
         options=lambda chance: {"victim": chance.choice(["server", "router", "node"])}, weight=2),
     Row("prefect-killed", "under flow.serve or a process worker: flow, runner, worker or server killed, or cancelled",
-        playing_prefect.killed, victims=(), reaper=True, options=_of_prefect, weight=2),
+        playing_prefect.killed, victims=(), reaper=True, options=_of_prefect, weight=6),
     Row("fifty-at-once", "50 leases reach their deadlines in the same moment", playing.all_at_once, victims=(),
-        options=lambda chance: {"count": 50, "life": round(chance.uniform(20.0, 60.0), 3)}, weight=0),
+        options=lambda chance: {"count": 50, "life": round(chance.uniform(20.0, 60.0), 3)}, weight=1),
     Row("dead-man", "keeper, flow, ledger and Terraform all gone: the node ends itself at its deadline",
         playing.dead_man, victims=(), options=lambda chance: {"life": round(chance.uniform(15.0, 25.0), 3)}, weight=1),
 )  # fmt: skip

@@ -69,6 +69,10 @@ class Place:
         self.settled_after: float | None = None
         """Seconds from the last fault until serving had settled, where that is what counts."""
         self.mounted = False
+        self.mark: str | None = None
+        """The ledger's uuid, since it was first seen."""
+        self.ledger_lost = False
+        """Whether the run itself took the ledger away."""
         self.broken: str | None = None
         """A record that the run broke: it must stay as it is."""
         self.began = time.time()
@@ -183,7 +187,37 @@ class Place:
         if popens is not None:
             return [seen for each in popens if each.poll() is None and (seen := judge.look(each.pid)) is not None]
         roles = AGENT_ROLES.get(role, (role,))
-        return [seen for seen in judge.carriers(judge.ledger_id(self.home)) if seen.role in roles]
+        return [seen for seen in judge.carriers(self.seen_mark()) if seen.role in roles]
+
+    def seen_mark(self) -> str | None:
+        """The ledger's uuid: whatever becomes of its file, what carried it is this run's."""
+        self.mark = self.mark or judge.ledger_id(self.home)
+        return self.mark
+
+    def happened(self, role: str, how: str) -> bool:
+        """Note a fault that hits no process; False, and nothing is noted, where nothing goes on that it could hit."""
+        if not self.goes_on():
+            return False
+        self.struck.append({"role": role, "how": how, "at": time.time()})
+        return True
+
+    def at_stake(self) -> bool:
+        """Whether anything was ever there that could have leaked: a fault before that proves nothing."""
+        return bool(self.kills_at_points() or self.said("asked") or self.ledger_lost or judge.texts(self.home))
+
+    def findings(self) -> list[str]:
+        """What the judge finds now; also who carries no mark and was started from this place."""
+        mark = self.seen_mark()
+        found = judge.findings(
+            self.home, canary=self.canary, apart_from=self.apart_from, mark=None if self.ledger_lost else mark,
+            asked=() if self.ledger_lost else {each["id"] for each in self.said("asked")}, around=self.root,
+        )  # fmt: skip
+        known = {each.pid for each in (*self.clients, *self.reapers, *self._decoys, *self.helpers)}
+        for seen in judge.inside(self.root, apart_from=known):
+            marked = seen.environ.get("MLINFRA_LEDGER_ID") == mark
+            if not marked and "PREFECT_HOME" not in seen.environ and seen.role not in {"keeper", "pass"}:
+                found.append(f"process left, without a mark: {seen}")
+        return found
 
     def kills_at_points(self) -> list[tuple[str, float]]:
         """The kill points that have killed, and when (epoch seconds)."""
@@ -225,7 +259,7 @@ class Place:
 
     def goes_on(self) -> bool:
         """Whether there is still something that could be struck."""
-        return any(each.poll() is None for each in self.clients) or bool(judge.left(self.home))
+        return any(each.poll() is None for each in self.clients) or bool(judge.left(self.home, mark=self.seen_mark()))
 
     def hit(self, found: Sequence[judge.Seen], how: str, pause: float = 0.0) -> None:
         """Signal some processes at once, and note it."""
@@ -258,7 +292,7 @@ class Place:
             return False
         if any(each.partition(" ")[0] not in self.apart_from for each in judge.unproven(self.home)):
             return False
-        return not judge.left(self.home)  # last: it reads all of /proc
+        return not judge.left(self.home, mark=self.seen_mark())  # last: it reads all of /proc
 
     def wait_gone(self, until: float, *, reaper: bool) -> float | None:
         """Wait until all is gone, with a reaper that comes now and then. Returns the moment, or None after `until`."""
@@ -299,7 +333,7 @@ class Place:
                 popen.kill()
             popen.wait()
         for _ in range(3):  # a watcher may be spawning while it is ended
-            for seen in (*judge.carriers(judge.ledger_id(self.home)), *self.others):
+            for seen in (*judge.carriers(self.seen_mark()), *self.others):
                 judge.end(seen)
         if keep:
             (self.root / "words").write_text(self.words())

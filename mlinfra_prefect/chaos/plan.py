@@ -78,6 +78,7 @@ class Row:
         hows: KILL, TERM, TERM-TERM, INT, STOP-CONT, STOP-KILL; chance takes one.
         points: kill points, of which chance takes one for every other run.
         together: who else is struck when the point is reached.
+        both: a point and a strike at a random moment, in every run.
         play: starts the run's clients and strikes.
         reaper: whether nobody but a reaper is left to finish it.
         life: seconds after the client's beginning over which random moments are spread.
@@ -97,6 +98,7 @@ class Row:
     hows: tuple[str, ...] = ("KILL",)
     points: tuple[str, ...] = ()
     together: tuple[str, ...] = ()
+    both: bool = False
     reaper: bool = False
     life: float = 6.0
     weight: int = 10
@@ -122,11 +124,11 @@ class Row:
         """Decide a run of this row. Pure: the same seed and number decide the same."""
         chance = Random(f"{seed}:{number}:{self.name}")  # noqa: S311 (it must be repeatable)
         points, strikes = "", []
-        if self.points and chance.random() < 0.5:
+        if self.points and (self.both or chance.random() < 0.5):
             points = chance.choice(self.points)
             if self.together:
                 strikes.append(Strike(AT_POINT, self.together, "KILL"))
-        elif self.victims:
+        if self.victims and (self.both or not points):
             moment = round(chance.uniform(0.0, self.life), 3)
             how = chance.choice(self.hows)
             strikes.append(Strike(moment, chance.choice(self.victims), how, round(chance.uniform(0.05, 2.5), 3)))

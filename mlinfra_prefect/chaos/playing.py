@@ -54,8 +54,8 @@ def reaper_beside_owner(place: Place, plan: Plan) -> None:
     place.wait("began")
     time.sleep(float(plan.options["reaper_at"]))
     for clock in plan.options["clocks"]:
-        place.reaper(clock=clock, settle=5.0)
-        place.struck.append({"role": "reaper", "how": f"clock {clock:+.0f} s", "at": time.time()})
+        if place.happened("reaper", f"clock {clock:+.0f} s"):
+            place.reaper(clock=clock, settle=5.0)
     client.wait(150)
     if client.returncode != 0 or not place.said("trained"):
         place.problems.append(f"a reaper took a lease from its live client: {place.said()[-1]}")
@@ -79,12 +79,13 @@ def two_ledgers(place: Place, plan: Plan) -> None:
         nodes = other.victims("node")
         lease(place, plan)
         place.reaper()
+        other.reaper()
         place.wait_gone(time.time() + 60.0, reaper=True)
         if not nodes or not all(judge.same(seen) for seen in nodes):
             place.problems.append(f"the other ledger's node was touched: {nodes}")
         other.client("give-back", points=False)
         if other.wait_gone(time.time() + 100.0, reaper=False) is None:
-            place.problems += [f"the other ledger: {each}" for each in judge.findings(other.home)]
+            place.problems += [f"the other ledger: {each}" for each in other.findings()]
 
 
 def all_at_once(place: Place, plan: Plan) -> None:
@@ -105,10 +106,11 @@ def dead_man(place: Place, plan: Plan) -> None:
     place.client("lease", seconds=120.0, life_seconds=life)
     place.wait("job")
     asked = place.said("asked")[0]["at"]
-    mark = judge.ledger_id(place.home)
+    mark = place.seen_mark()
     nodes = judge.left(place.home)
     place.hit([seen for role in ("keeper", "client", "operation", "pass", "terraform") for seen in place.victims(role)],
               "KILL")  # fmt: skip
+    place.ledger_lost = True
     for path in (*place.home.glob("ledger.sqlite*"), *place.home.glob("work/*/*/terraform/**/*"),
                  *place.home.glob("keeper/cards/*")):  # fmt: skip
         if path.is_file() or path.is_symlink():
@@ -178,17 +180,17 @@ def disk_full(place: Place, plan: Plan) -> None:
     place.client("lease", seconds=plan.options["seconds"])
     place.wait("began")
     time.sleep(float(plan.options["kill_at"]))
+    leased = place.happened("disk", "full")
     filler = place.home / "filler"
-    with filler.open("wb") as stream, suppress(OSError):
+    with suppress(OSError), filler.open("wb", buffering=0) as stream:
         while True:
             stream.write(b"\0" * 65536)
-            stream.flush()
-    place.struck.append({"role": "disk", "how": "full", "at": time.time()})
     time.sleep(float(plan.options["full_for"]) / 2)
     place.hit(place.victims("client"), "KILL")
     time.sleep(float(plan.options["full_for"]) / 2)
     filler.unlink()
-    place.struck.append({"role": "disk", "how": "room again", "at": time.time()})
+    if leased:
+        place.struck.append({"role": "disk", "how": "room again", "at": time.time()})
 
 
 def store_busy(place: Place, plan: Plan) -> None:
@@ -198,12 +200,13 @@ def store_busy(place: Place, plan: Plan) -> None:
     time.sleep(float(plan.options["kill_at"]))
     with suppress(sqlite3.OperationalError), closing(_ledger(place)) as db:
         db.execute("BEGIN IMMEDIATE")
-        place.struck.append({"role": "store", "how": "locked", "at": time.time()})
+        place.happened("store", "locked")
         time.sleep(float(plan.options["busy_for"]) / 2)
         place.hit([seen for role in plan.options["victims"] for seen in place.victims(role)], "KILL")
         time.sleep(float(plan.options["busy_for"]) / 2)
         db.execute("ROLLBACK")
-    place.struck.append({"role": "store", "how": "free again", "at": time.time()})
+    if place.struck:
+        place.struck.append({"role": "store", "how": "free again", "at": time.time()})
 
 
 def store_broken(place: Place, plan: Plan) -> None:
@@ -220,7 +223,7 @@ def store_broken(place: Place, plan: Plan) -> None:
                 "INSERT INTO records (id, kind, base, state, version, schema, json) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 ("l0broken-1", row[0], "l0broken", row[1], row[2], schema, text),
             )
-            place.struck.append({"role": "store", "how": kind, "at": time.time()})
+            place.happened("store", kind)
             place.apart_from.add("l0broken-1")
             place.broken = text
     _strikes(place, plan)

@@ -40,7 +40,7 @@ def killed(place: Place, plan: Plan) -> None:
     time.sleep(max(0.0, moment - time.time()))
     if plan.options["cancel"]:
         here.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
-        place.struck.append({"role": "flow run", "how": "cancelled", "at": time.time()})
+        place.happened("flow run", "cancelled")
         time.sleep(0.5)
     place.hit([seen for role in plan.options["victims"] for seen in here.victims(role, run)], "KILL")
     # A flow that lives goes on for as long as it likes; what counts begins when it has ended.

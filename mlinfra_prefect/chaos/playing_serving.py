@@ -34,6 +34,21 @@ def rollout(place: Place, plan: Plan) -> None:
     _give_back(place)
 
 
+def first(place: Place, plan: Plan) -> None:
+    """The very first deployment is struck: what it made stands or is gone as a whole, and goes when given back."""
+    client = place.client("serve", model=str(place.setting.models[0]))
+    place.wait("began")
+    place.moment = time.time()
+    for strike in plan.strikes:
+        place.strike(strike)
+    until = time.time() + POINT_SECONDS
+    while client.poll() is None and time.time() < until:
+        time.sleep(0.1)
+    # Between the last fault and the giving back a reaper looks: it takes over, or finishes, what was begun.
+    place.reaper(settle=20.0)
+    _give_back(place)
+
+
 def server_killed(place: Place, plan: Plan) -> None:
     """A server, the router or their agent is killed: it answers again, and goes when it is given back."""
     first = _standing(place)

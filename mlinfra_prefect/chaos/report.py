@@ -133,7 +133,7 @@ def _table(document: dict[str, Any], place: str) -> list[str]:
             continue
         again = f"`make chaos RUNS={max(1, row['runs'])} SEED={document['seed']} ROWS={row['row']}`"
         if row["runs"] == 0:
-            why = document["skipped"].get(row["row"], "not chosen by this seed")
+            why = document["skipped"].get(row["row"], "not reached by this seed")
             lines.append(f"| {row['row']} | 0 | | | | | | {row['promise_seconds']:.0f} | | {why} |")
             continue
         lines.append(

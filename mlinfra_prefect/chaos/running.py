@@ -93,16 +93,18 @@ def _judge(place: Place, row: Row, plan: Plan, result: Result, beyond: float) ->
     result.struck = place.struck + [
         {"role": "point", "how": point, "at": moment} for point, moment in place.kills_at_points()
     ]
-    result.injected = bool(result.struck)
+    # A plan with a point is one fault with it: where nobody came by, it was not done.
+    reached = bool(place.kills_at_points()) if plan.points else bool(result.struck)
+    result.injected = reached and place.at_stake()
     if gone is None:
         result.leaks = [f"a client still waits: {each.args!r}" for each in place.clients if each.poll() is None]
-        result.leaks += judge.findings(place.home, canary=place.canary, apart_from=place.apart_from)
+        result.leaks += place.findings()
         gone = place.wait_gone(promised + beyond, reaper=row.reaper)
         result.beyond = round(max(0.0, (gone or time.time()) - promised), 3)
         if not result.leaks:
             result.leaks = ["it was gone later than promised"]
     else:
-        result.leaks = judge.findings(place.home, canary=place.canary, apart_from=place.apart_from)
+        result.leaks = place.findings()
     if place.settled_after is not None:
         result.seconds = place.settled_after
     elif gone is not None:
@@ -111,11 +113,11 @@ def _judge(place: Place, row: Row, plan: Plan, result: Result, beyond: float) ->
     if plan.number % IDLE_EVERY == 0 and gone is not None and not place.others:
         result.leaks += _still_idle(place)
         # What comes back after it was gone is a leak, too.
-        result.leaks += judge.findings(place.home, canary=place.canary, apart_from=place.apart_from)
+        result.leaks += place.findings()
 
 
 def _still_idle(place: Place) -> list[str]:
     until = time.monotonic() + IDLE_SECONDS
-    while (found := judge.carriers(judge.ledger_id(place.home))) and time.monotonic() < until:
+    while (found := judge.carriers(place.seen_mark())) and time.monotonic() < until:
         time.sleep(0.1)
     return [f"a watcher with nothing to watch stays: {seen}" for seen in found]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
 import os
+import signal
 import stat
+import subprocess
 import sys
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -444,3 +448,50 @@ def test_the_status_is_read_back_as_written(node: NodeUnderTest) -> None:
     status = node.wait(job)
     assert wire.read_json(job / wire.STATUS)["schema"] == wire.STATUS_SCHEMA
     assert read_status(job) == status
+
+
+@pytest.fixture
+def small(node: NodeUnderTest) -> Iterator[Callable[[], None]]:
+    """The node's disk is small; called, it is full."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux can mount a small file system")
+    argv = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=700", "tmpfs", str(node.dir)]
+    if subprocess.run(argv, capture_output=True, check=False).returncode:
+        pytest.skip("a tmpfs may not be mounted here")
+
+    def fill() -> None:
+        with contextlib.suppress(OSError), (node.dir / "ballast").open("wb", buffering=0) as ballast:
+            while True:
+                ballast.write(b"x" * 512)
+
+    yield fill
+    node.close()
+    subprocess.run(["umount", "--lazy", str(node.dir)], check=True)
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["its launcher lives", "its launcher is killed, too"])
+def test_how_a_job_went_is_said_once_there_is_room(
+    node: NodeUnderTest, small: Callable[[], None], killed: bool
+) -> None:
+    """A disk that is full at its very end delays the word and loses nothing: a release waits for it."""
+    pipe = node.root / "pipe"
+    os.mkfifo(pipe, 0o600)
+    node.start()
+    job = node.shell(f"read answer < {pipe}; exit 7")
+    running = node.running(job)
+    small()
+    launcher = running.launcher_pid
+    assert launcher is not None
+    if killed:
+        os.kill(launcher, signal.SIGKILL)
+    else:
+        pipe.write_text("go\n")
+    wait_until(lambda: node.processes() <= {node.pid, launcher})
+    time.sleep(0.5)  # for one that would give up at once
+    status = read_status(job)
+    assert status is not None
+    assert status.state == "running"
+    (node.dir / "ballast").unlink()
+    status = wait_until(lambda: (found := read_status(job)) is not None and found.final and found)
+    assert (status.state, status.exit_code) == ("failed", None if killed else 7)
+    assert node.wait(job) == status

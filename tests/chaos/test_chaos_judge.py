@@ -147,3 +147,62 @@ def test_nobody_is_ended_who_took_over_a_pid() -> None:
             assert other.wait(10) != 0
         finally:
             other.kill()
+
+
+def test_a_record_that_is_lost_or_torn_is_found(home: Path) -> None:
+    """Somebody was told of it, and it is not there; or it is there, and nobody can read it."""
+    assert judge.findings(home, asked=["l1-1"]) == []
+    assert judge.findings(home, asked=["l1-1", "l2-1"]) == ["l2-1 is lost: it was asked for"]
+    with sqlite3.connect(home / "ledger.sqlite") as db:
+        db.execute("INSERT INTO records (id, json) VALUES ('l3-1', ?)", ('{"id": "l3-1", "sta',))
+    db.close()
+    assert judge.findings(home) == ["l3-1 cannot be read"]
+    assert judge.findings(home, apart_from=["l3-1"]) == []
+
+
+def test_a_ledger_that_is_gone_or_another_one_hides_nothing(home: Path) -> None:
+    """What carries the mark that was seen before is looked for all the same."""
+    path = home / "ledger.sqlite"
+    with subprocess.Popen(["sleep", "60"], env={"MLINFRA_LEDGER_ID": MARK, "MLINFRA_LEASE_ID": "l1-1"}) as planted:
+        try:
+            with sqlite3.connect(path) as db:
+                db.execute("UPDATE meta SET value = 'another'")
+            db.close()
+            assert judge.findings(home) == []
+            told = judge.findings(home, mark=MARK, asked=["l1-1"])
+            assert told[0].startswith(f"process left: {planted.pid}")
+            assert told[1] == f"the ledger {MARK} is gone, or another one stands in its place: another"
+            path.unlink()
+            told = judge.findings(home, mark=MARK, asked=["l1-1"])
+            assert told[0].startswith(f"process left: {planted.pid}")
+            assert told[1:] == [
+                f"the ledger {MARK} is gone, or another one stands in its place: None",
+                "l1-1 is lost: it was asked for",
+            ]
+        finally:
+            planted.kill()
+
+
+@pytest.mark.parametrize("how", ["command line", "environment", "directory"])
+def test_a_process_that_lost_its_mark_is_found_by_where_it_was_started(home: Path, how: str) -> None:
+    argv = [sys.executable, "-c", "import time; time.sleep(60)", str(home) if how == "command line" else "x"]
+    env = {"TMPDIR": str(home / "work")} if how == "environment" else {}
+    with subprocess.Popen(argv, env=env, cwd=home if how == "directory" else "/") as planted:
+        try:
+            assert [seen.pid for seen in judge.inside(home)] == [planted.pid]
+            assert judge.inside(home, apart_from=[planted.pid]) == []
+            assert judge.inside(home / "other") == []
+        finally:
+            planted.kill()
+
+
+def test_a_secret_beside_the_home_is_found(tmp_path: Path) -> None:
+    """In a log or a database of somebody else's; what a training wrote itself is its own."""
+    home = tmp_path / "h"
+    for path in (home / "artifacts" / "a1" / "model", home / "work" / "log", tmp_path / "prefect" / "prefect.db"):
+        path.parent.mkdir(parents=True)
+        path.write_text(f"..{CANARY}..")
+    assert judge.told(home, CANARY) == [f"secret in {home / 'work' / 'log'}"]
+    assert sorted(judge.told(home, CANARY, around=tmp_path)) == [
+        f"secret in {home / 'work' / 'log'}", f"secret in {tmp_path / 'prefect' / 'prefect.db'}",
+    ]  # fmt: skip

@@ -23,7 +23,7 @@ def fit(seconds: float) -> ModelArtifact:
 def doomed(seconds: float = 2.0) -> str:
     """One lease for a block."""
     with lease("cpu", max_minutes=5, grace_seconds=5) as infra:
-        return str(infra.run(fit, seconds).id)
+        return str(infra.with_options(secrets={"CHAOS_SECRET": "env:CHAOS_CANARY"}).run(fit, seconds).id)
 
 
 if __name__ == "__main__" and sys.argv[1:] == ["serve"]:
