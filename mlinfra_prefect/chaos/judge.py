@@ -20,6 +20,8 @@ from typing import Any
 
 OWN_OUTPUT = ("artifacts", "checkpoints")
 """Directories of a home that hold what trainings wrote: only they may say what they like there."""
+WHOLE_ENVIRONMENT = "prefect-workspace-attempt-"
+"""A directory of Prefect's, private and temporary: its runner writes its whole environment there for each run."""
 CLEAN_SWEEPS = 2
 POLL_SECONDS = 0.05
 
@@ -252,13 +254,14 @@ def held_locks(home: Path) -> list[str]:
 
 
 def states_left(home: Path) -> list[str]:
-    """Terraform states that still name resources."""
+    """Terraform states that still have resources; an apply that was ended leaves the mere name of one behind."""
     found = []
     for path in files(home):
         if not path.name.endswith(".tfstate"):
             continue
         with contextlib.suppress(OSError, ValueError, AttributeError):
-            named = json.loads(path.read_bytes()).get("resources") or []
+            told = json.loads(path.read_bytes()).get("resources") or []
+            named = [each for each in told if each.get("instances", True)]
             if named:
                 found.append(f"state with {len(named)} resources: {path}")
     return found
@@ -269,6 +272,8 @@ def told(home: Path, canary: str, *, around: Path | None = None) -> list[str]:
     found, needle = [], canary.encode()
     for path in files(around or home):
         if path.is_relative_to(home) and path.relative_to(home).parts[0] in OWN_OUTPUT:
+            continue
+        if path.parent.name.startswith(WHOLE_ENVIRONMENT):
             continue
         with contextlib.suppress(OSError):
             if needle in path.read_bytes():

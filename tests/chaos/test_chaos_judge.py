@@ -115,6 +115,12 @@ def test_a_state_with_resources_is_found(home: Path) -> None:
     state = {"version": 4, "resources": [{"type": "terraform_data", "name": "node"}]}
     (home / "work" / "terraform.tfstate").write_text(json.dumps(state))
     assert "state with 1 resources" in found(home)
+    state["resources"] = [{"type": "terraform_data", "name": "node", "instances": []}]
+    (home / "work" / "terraform.tfstate").write_text(json.dumps(state))
+    assert found(home) == ""
+    state["resources"] = [{"type": "terraform_data", "name": "node", "instances": [{}]}]
+    (home / "work" / "terraform.tfstate").write_text(json.dumps(state))
+    assert "state with 1 resources" in found(home)
 
 
 @pytest.mark.parametrize("name", ["operations.log", "ledger.sqlite-wal", "work/1/plan.bin"])
