@@ -16,7 +16,8 @@ ANSWER_SECONDS = 20.0
 class Asker:
     """Ask one endpoint from some threads until it is closed."""
 
-    def __init__(self, url: str, name: str = "digits", threads: int = 2) -> None:
+    def __init__(self, url: str, token: str, name: str = "digits", threads: int = 2) -> None:
+        self._token = token
         self.url = f"{url}/v2/models/{name}/infer"
         self.asked = 0
         self.failed: list[str] = []
@@ -28,7 +29,7 @@ class Asker:
 
     def _ask(self) -> None:
         while not self._over.is_set():
-            problem = ask(self.url)
+            problem = ask(self.url, self._token)
             with self._lock:
                 self.asked += 1
                 if problem:
@@ -42,11 +43,12 @@ class Asker:
             thread.join(ANSWER_SECONDS + 5.0)
 
 
-def ask(url: str) -> str:
-    """Ask once; returns what went wrong, or nothing."""
+def ask(url: str, token: str) -> str:
+    """Ask once, with the endpoint's token; returns what went wrong, or nothing."""
     tensor = {"name": "input", "shape": [1, 4], "datatype": "FP64", "data": [ROW]}
     body = json.dumps({"id": "1", "inputs": [tensor]}).encode()
-    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 (http, loopback)
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url, body, headers)  # noqa: S310 (http, loopback)
     try:
         with urllib.request.urlopen(request, timeout=ANSWER_SECONDS) as answer:  # noqa: S310 (the same)
             return "" if json.load(answer).get("outputs") else "an answer without outputs"

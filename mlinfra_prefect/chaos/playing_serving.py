@@ -19,7 +19,7 @@ def rollout(place: Place, plan: Plan) -> None:
     first = _standing(place)
     if first is None:
         return
-    asker = Asker(first["url"])
+    asker = Asker(first["url"], _token(place, first))
     try:
         client = place.client("serve", model=str(place.setting.models[1]), canary=[30, 70])
         place.wait("began", count=2)
@@ -57,15 +57,16 @@ def server_killed(place: Place, plan: Plan) -> None:
     found = place.victims(plan.options["victim"])
     place.hit(found[:1], "KILL")
     url, until = f"{first['url']}/v2/models/digits/infer", time.time() + SETTLE_SECONDS
+    token = _token(place, first)
     place.reaper()
     answered = 0
     while answered < 3 and time.time() < until:
-        answered = 0 if ask(url) else answered + 1
+        answered = 0 if ask(url, token) else answered + 1
         time.sleep(0.1)
     if answered:
         place.settled_after = round(max(0.0, time.time() - place.struck[-1]["at"]), 3) if place.struck else None
     elif plan.options["victim"] != "node":  # without its agent nobody starts it again; giving back is what counts
-        place.problems.append(f"it does not answer any more: {ask(url)}")
+        place.problems.append(f"it does not answer any more: {ask(url, token)}")
     _give_back(place)
 
 
@@ -78,6 +79,11 @@ def _standing(place: Place) -> dict[str, Any] | None:
         place.problems.append(f"the first version never stood: {place.said()[-1:]}")
         return None
     return said[0]
+
+
+def _token(place: Place, endpoint: dict[str, Any]) -> str:
+    """The endpoint's token, from the file that is its owner's alone."""
+    return (place.home / "work" / endpoint["id"] / "token").read_text(encoding="ascii").strip()
 
 
 def _until_settled(place: Place, endpoint: str, client: Any) -> None:
