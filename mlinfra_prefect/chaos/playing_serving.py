@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.chaos import judge
@@ -60,12 +61,13 @@ def server_killed(place: Place, plan: Plan) -> None:
     token = _token(place, first)
     place.reaper()
     answered = 0
-    while answered < 3 and time.time() < until:
+    alone = plan.options["victim"] == "node"  # without its agent nobody starts it again; giving back is what counts
+    while answered < 3 and time.time() < until and not alone:
         answered = 0 if ask(url, token) else answered + 1
         time.sleep(0.1)
     if answered:
         place.settled_after = round(max(0.0, time.time() - place.struck[-1]["at"]), 3) if place.struck else None
-    elif plan.options["victim"] != "node":  # without its agent nobody starts it again; giving back is what counts
+    elif not alone:
         place.problems.append(f"it does not answer any more: {ask(url, token)}")
     _give_back(place)
 
@@ -83,7 +85,8 @@ def _standing(place: Place) -> dict[str, Any] | None:
 
 def _token(place: Place, endpoint: dict[str, Any]) -> str:
     """The endpoint's token, from the file that is its owner's alone."""
-    return (place.home / "work" / endpoint["id"] / "token").read_text(encoding="ascii").strip()
+    path: Path = place.home / "work" / endpoint["id"] / "token"
+    return path.read_text(encoding="ascii").strip()
 
 
 def _until_settled(place: Place, endpoint: str, client: Any) -> None:
