@@ -24,6 +24,8 @@ WHOLE_ENVIRONMENT = "prefect-workspace-attempt-"
 """A directory of Prefect's, private and temporary: its runner writes its whole environment there for each run."""
 CLEAN_SWEEPS = 2
 POLL_SECONDS = 0.05
+ENDING_SECONDS = 1.0
+"""How long a process may take to end."""
 
 
 @dataclass(frozen=True)
@@ -232,25 +234,37 @@ def held_locks(home: Path) -> list[str]:
     """Lock files of a home, and Terraform states, that somebody holds.
 
     A watcher that is about to go holds its own desk. Terraform's local lock is the kernel's on the state: the note that
-    a killed Terraform leaves beside it (``.terraform.tfstate.lock.info``) locks nobody out.
+    a killed Terraform leaves beside it (``.terraform.tfstate.lock.info``) locks nobody out. A process that ends loses
+    its environment some milliseconds before its locks, so a lock that is held is looked at again.
     """
-    found = []
-    for path in files(home):
-        state = path.suffix == ".tfstate"
-        if not state and ((path.name != "lock" and path.suffix != ".lock") or path.name in {"watch.lock", "door.lock"}):
-            continue
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            continue
-        try:
-            take = fcntl.lockf if state else fcntl.flock
-            take(descriptor, (fcntl.LOCK_EX if state else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-        except OSError:
-            found.append(f"lock held: {path}")
-        finally:
-            os.close(descriptor)
-    return found
+    until = time.monotonic() + ENDING_SECONDS
+    held = [path for path in files(home) if _is_lock(path) and _is_held(path)]
+    while held and time.monotonic() < until:
+        time.sleep(POLL_SECONDS)
+        held = [path for path in held if _is_held(path)]
+    return [f"lock held: {path}" for path in held]
+
+
+def _is_lock(path: Path) -> bool:
+    if path.name in {"watch.lock", "door.lock"}:
+        return False
+    return path.name == "lock" or path.suffix in {".lock", ".tfstate"}
+
+
+def _is_held(path: Path) -> bool:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    state = path.suffix == ".tfstate"
+    try:
+        take = fcntl.lockf if state else fcntl.flock
+        take(descriptor, (fcntl.LOCK_EX if state else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def states_left(home: Path) -> list[str]:

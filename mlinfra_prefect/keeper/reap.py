@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -77,7 +78,7 @@ def reap(
     for record_id, why in context.ledger.unreadable():
         notes.add("stuck", record_id, why)
     if not dry_run:
-        _end_hung_watcher(context)
+        _end_hung_watcher(context, [each.record for each in seen])
     waited_for: dict[str, int] = {}
     for each in seen:
         record = each.record
@@ -265,6 +266,7 @@ def _another_try(context: Context, record: KeptRecord) -> KeptRecord:
 
 def _settled(context: Context, record_id: str, failures: int, until: float) -> tuple[str, str]:
     """Wait until a record is released, has failed once more, or goes on under a keeper; say which, and why."""
+    began = time.monotonic()
     while True:
         record = context.record(record_id)
         if record.state is State.RELEASED:
@@ -278,7 +280,8 @@ def _settled(context: Context, record_id: str, failures: int, until: float) -> t
             if record.state is State.STUCK:
                 return "stuck", record.reason
             return "skipped", f"{STILL_AT_IT}: {record.state} ({record.reason})"
-        time.sleep(POLL_SECONDS)
+        # A twentieth of what was waited already: a look is a read of a store that may be far away.
+        time.sleep(min(1.0, POLL_SECONDS + (time.monotonic() - began) / 20))
 
 
 def _goes_on(context: Context, record: KeptRecord) -> bool:
@@ -292,7 +295,7 @@ def _goes_on(context: Context, record: KeptRecord) -> bool:
     return due is None or due > context.ledger.now().timestamp()
 
 
-def _end_hung_watcher(context: Context) -> None:
+def _end_hung_watcher(context: Context, there: Sequence[KeptRecord]) -> None:
     """End a watcher of this home that lives and keeps nothing: it has renewed none of its leases for two windows.
 
     It may be ended at any moment without loss, so what a sleeping host looks like does no harm either.
@@ -300,9 +303,9 @@ def _end_hung_watcher(context: Context) -> None:
     alive = watcher_identity(context.home)
     limit = context.ledger.now() - timedelta(seconds=TTL_SECONDS)
     kept = [
-        seen.record
-        for seen in context.ledger.records(states=[State.REQUESTED, State.PROVISIONING, State.READY])
-        if isinstance(seen.record, LeaseRecord) and alive is not None and _pid_of(seen.record) == alive
+        record
+        for record in there
+        if record.live and isinstance(record, LeaseRecord) and alive is not None and _pid_of(record) == alive
     ]
     if not kept or alive is None or any(record.renewed_until > limit for record in kept):
         return
