@@ -28,6 +28,8 @@ HERE = Path(__file__).parent
 FLOW = "lines_flow.py"
 SECONDS = 120.0
 PREFECT_KILLS_AFTER = 30.0
+EVENTS_LOST_AT_MOST = 3
+"""A server on SQLite drops events now and then; not of three runs in a row."""
 
 WRAPPER = """#!{python}
 import subprocess, sys, time
@@ -185,6 +187,45 @@ def test_the_hook_starts_a_release_where_flow_and_keeper_died_together(place: An
     assert done is not None
     assert_clean(done)
     assert place.over(run, seconds=SECONDS)["state_type"] == "CRASHED"
+
+
+def test_the_automation_gives_back_what_flow_and_keeper_left(place: Any) -> None:
+    """No hook, keeper or reaper: the server sees a run that crashed, and has a worker of this machine release it."""
+    place.does("-m", "mlinfra_prefect", "register", "--pool", prefect_place.POOL, "--create-pool")
+    reaper = place.deployment("reap/every-minute")["id"]
+    place.answer("PATCH", f"/deployments/{reaper}", json={"paused": True}).raise_for_status()
+    releases = place.deployment("release/for-run")["id"]
+    worker = place.start_worker(asks_every=1)
+    runs: list[str] = []
+    try:
+        done = None
+        while done is None and len(runs) < EVENTS_LOST_AT_MOST:
+            said = place.root / f"left-{len(runs)}"
+            runs.append(started(place, "doomed", said))
+            until(
+                lambda said=said: said.exists() and (lease_of(place, runs[-1]) or {}).get("state") == "ready",
+                "it leases",
+            )
+            kill([*keepers_of(place), int(said.read_text())])
+            with contextlib.suppress(AssertionError):  # its event may be one that the server has dropped
+                until(lambda: is_released(place, runs[-1]), "the automation has started a release", seconds=30.0)
+            # Only the newest: the start of its lease had the reaper look at those before.
+            done = lease_of(place, runs[-1]) if is_released(place, runs[-1]) else None
+        assert done is not None
+        assert_clean(done)
+        assert any(place.over(each, seconds=SECONDS)["state_type"] == "COMPLETED" for each in place.runs(releases))
+    finally:
+        worker.terminate()
+        worker.wait(SECONDS)
+        place._started.remove(worker)
+        for left in runs:
+            if not is_released(place, left):
+                place.does("-m", "mlinfra_prefect", "release", lease_of(place, left)["id"])
+    judge.wait_gone(place.home)
+
+
+def is_released(place: Any, run: str) -> bool:
+    return (lease_of(place, run) or {}).get("state") == "released"
 
 
 def test_a_suspended_run_holds_nothing_and_resumes_on_a_node_of_its_own(place: Any) -> None:

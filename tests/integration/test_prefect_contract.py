@@ -169,7 +169,7 @@ def test_a_task_that_times_out_gives_its_lease_back_and_its_retry_is_the_next_ro
 ) -> None:  # fmt: skip
     """`timeout_seconds` ends a task while its node trains. Each try has a lease, a state and a Terraform of its own."""
 
-    @task(timeout_seconds=4.0, retries=1)
+    @task(timeout_seconds=6.0, retries=1)
     def late() -> str:
         with lease("cpu", max_minutes=5, grace_seconds=1) as infra:
             return infra.run(node_work.waits_for, str(tmp_path / "never"))
@@ -182,7 +182,7 @@ def test_a_task_that_times_out_gives_its_lease_back_and_its_retry_is_the_next_ro
         run()
     assert eventually(lambda: all(record.state == "released" for record in asked.leases))
     leases = asked.leases
-    assert 1 <= len(leases) <= 2
+    assert len(leases) == 2
     assert len({record.id for record in leases}) == len(leases)
     directories = [attempt.directory for record in leases for attempt in record.attempts]
     assert len(set(directories)) == len(directories), "two attempts, one Terraform state"
