@@ -28,6 +28,7 @@ class Overrides:
     max_usd: Annotated[float | None, Parameter(help="The budget over its whole life.")] = None
     max_hourly_usd: Annotated[float | None, Parameter(help="Dearer offers are not taken.")] = None
     grace_seconds: Annotated[float | None, Parameter(help="Between SIGTERM and SIGKILL of a training.")] = None
+    exclusive: Annotated[str | None, Parameter(help="Of the leases with this name one lives at a time.")] = None
 
     def given(self) -> dict[str, Any]:
         """Return the fields that were given."""

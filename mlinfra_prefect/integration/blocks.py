@@ -267,6 +267,13 @@ class MlinfraRequest(Block):
         ge=0.1,
         le=3600,
     )
+    exclusive: Text = Field(
+        default=None,
+        title="Exclusive name",
+        description="Of the leases of an environment with this name one lives at a time; empty: no such limit.",
+        examples=["nightly-churn"],
+        json_schema_extra=_empty,
+    )
 
     def request(self) -> TrainingRequest:
         """Return the request; what stays empty is not given.

@@ -107,7 +107,7 @@ def ask(
 
     Raises:
         InvalidInput, CapacityUnavailable, BudgetExceeded: the request cannot be met; nothing was written.
-        LeaseHeld: a live client holds the lease of this key.
+        LeaseHeld: a live client holds the lease of this key, or another lease the request's exclusive name.
         QuotaExceeded: the environment has its full number of live leases.
     """
     request = admitted(context, request)
@@ -161,21 +161,38 @@ def ask(
 
 
 def _create(context: Context, record: LeaseRecord) -> None:
-    """Write the record, and with it one of the places that its environment has for leases, all or nothing."""
+    """Write the record, and with it its exclusive name and one of the places of its environment, all or nothing."""
+    alone = record.request.exclusive and f"exclusive:{record.environment}:{record.request.exclusive}"
+    if alone:
+        _refuse_second(context, record, alone)
     cap = context.config.environment(record.environment).caps.max_leases
     places = [f"lease-of:{record.environment}:{number}" for number in range(1, cap + 1)] if cap is not None else [""]
     for place in places:
         if place and context.ledger.holder(place) is not None:
             continue
         try:
-            context.ledger.create(record, actor=context.actor, reason="asked for", holds=(place,) if place else ())
+            holds = tuple(name for name in (alone, place) if name)
+            context.ledger.create(record, actor=context.actor, reason="asked for", holds=holds)
         except LeaseHeld:
+            if alone:
+                _refuse_second(context, record, alone)
             continue  # somebody else was faster
         return
     raise QuotaExceeded(
         f"environment: {record.environment!r} has {cap} leases that are not released, and its cap is {cap}.",
         "`mlinfra-prefect ps` shows them; release one, or raise max_leases.",
     )
+
+
+def _refuse_second(context: Context, record: LeaseRecord, alone: str) -> None:
+    """Leave an exclusive name to the lease that has it, until that is released."""
+    holder = context.ledger.holder(alone)
+    if holder not in {None, record.id}:
+        raise LeaseHeld(
+            f"exclusive: {record.request.exclusive!r} is held in {record.environment!r} by lease {holder}, and one "
+            "lease of that name lives at a time.",
+            f"Wait until it is released: mlinfra-prefect show {holder}",
+        )
 
 
 def _refuse_held(

@@ -96,6 +96,12 @@ class TrainingRequest(Record):
         le=3600,
         examples=[30.0],
     )
+    exclusive: Id | None = Field(
+        default=None,
+        title="Exclusive name",
+        description="Of the leases of an environment with this name one lives at a time; the next is refused.",
+        examples=["nightly-churn"],
+    )
 
     @field_validator("keep_minutes")
     @classmethod

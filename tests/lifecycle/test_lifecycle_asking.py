@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import pytest
 from mlinfra_prefect.errors import LeaseHeld
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import Asked, Key, ask
+from mlinfra_prefect.lifecycle.marking import begin_release
+from mlinfra_prefect.lifecycle.releasing import release_pass
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, State
+from mlinfra_prefect.model.lease import Client, LeaseRecord, State
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -66,3 +69,45 @@ def test_a_live_clients_lease_is_never_taken_nor_given_back(context: Context) ->
 def test_the_record_names_the_clients_interpreter(context: Context) -> None:
     """What is preinstalled on this host is what the client sees, whoever started the keeper."""
     assert asks(context, 1, dead=True).record.python == sys.executable
+
+
+def alone(context: Context, run: str, **request: object) -> LeaseRecord:
+    """Ask in another run for a lease that must be the only one of its name."""
+    return ask(
+        context, TrainingRequest(exclusive="nightly").merged(request), key=Key(run, "training", "task#1"),
+        owner=Owner(user="ada", host="here"), client=Client(kind="none"),
+    ).record  # fmt: skip
+
+
+def released(context: Context, lease: str) -> None:
+    release_pass(context, begin_release(context, lease, reason="done"))
+
+
+def test_of_an_exclusive_name_one_lease_lives_at_a_time(context: Context) -> None:
+    """Two runs: the second is refused with the first one's id, and nothing is written, until the first is released."""
+    first = alone(context, "one")
+    with pytest.raises(LeaseHeld, match=f"exclusive: 'nightly' is held in 'dev' by lease {first.id}") as refused:
+        alone(context, "two")
+    assert f"mlinfra-prefect show {first.id}" in refused.value.remedy
+    assert [seen.record for seen in context.ledger.records()] == [first]
+    assert alone(context, "two", exclusive="hourly").live
+    begin_release(context, first.id, reason="done")
+    with pytest.raises(LeaseHeld, match=first.id):
+        alone(context, "three")
+    released(context, first.id)
+    assert alone(context, "three").live
+
+
+def test_of_many_who_want_an_exclusive_name_at_once_one_gets_it(context: Context) -> None:
+    def tries(number: int) -> bool:
+        mine = Context(context.home)
+        try:
+            return alone(mine, f"run-{number}").live
+        except LeaseHeld:
+            return False
+        finally:
+            mine.ledger.close()
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(tries, range(8))) == 1
+    assert len(context.ledger.records()) == 1
