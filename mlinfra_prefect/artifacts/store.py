@@ -29,7 +29,7 @@ from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.names import digest, is_id
 from mlinfra_prefect.model.record import parsed
 
-COMMIT_SECONDS = 120.0
+COMMIT_SECONDS = 600.0
 """How long a commit waits for another process that commits the same upload."""
 _RECORD = "artifact.json"
 _CHUNK = 1 << 20

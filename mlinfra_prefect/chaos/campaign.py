@@ -87,7 +87,7 @@ def campaign(
 
 def counted(result: Result) -> bool:
     """Whether a run is one of the published ones: a fault reached its victim, or something leaked anyway."""
-    return not result.error and (result.injected or bool(result.leaks))
+    return bool(result.leaks) or (result.injected and not result.error)
 
 
 @dataclass(frozen=True, slots=True)

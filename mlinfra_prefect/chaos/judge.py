@@ -86,12 +86,17 @@ def ledger_id(home: Path) -> str | None:
 
 
 def texts(home: Path) -> dict[str, str]:
-    """Every record as it is stored, JSON or not; empty where there is no ledger."""
+    """Every record as it is stored, JSON or not; empty where there is no ledger, or one that was only begun."""
     if not (home / "ledger.sqlite").exists():
         return {}
-    with _opened(home) as db:
-        db.text_factory = lambda raw: raw.decode(errors="replace")
-        return {str(row[0]): str(row[1]) for row in db.execute("SELECT id, json FROM records ORDER BY seq")}
+    try:
+        with _opened(home) as db:
+            db.text_factory = lambda raw: raw.decode(errors="replace")
+            return {str(row[0]): str(row[1]) for row in db.execute("SELECT id, json FROM records ORDER BY seq")}
+    except sqlite3.OperationalError as error:
+        if "no such table" in str(error):
+            return {}
+        raise
 
 
 def records(home: Path) -> dict[str, dict[str, Any]]:

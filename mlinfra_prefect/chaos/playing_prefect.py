@@ -80,18 +80,18 @@ class _Prefect:
         else:
             self._popen("runner", str(project / "doomed_flow.py"), "serve")
             self.wait(lambda: self.ask("GET", "/deployments/name/doomed/served") is not None, START_SECONDS)
-            deployment = self.ask("GET", "/deployments/name/doomed/served")["id"]
+            deployment = self.told("GET", "/deployments/name/doomed/served")["id"]
         seconds = self.place.plan.options["seconds"]
         run = self.ask("POST", f"/deployments/{deployment}/create_flow_run", {"parameters": {"seconds": seconds}})
         return None if run is None else str(run["id"])
 
     def _pooled(self, project: Path) -> str:
         self.ask("POST", "/work_pools/", {"name": POOL, "type": "process"})
-        flow = self.ask("POST", "/flows/", {"name": "doomed"})["id"]
+        flow = self.told("POST", "/flows/", {"name": "doomed"})["id"]
         pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(project)}}]
         wanted = {"name": "pooled", "flow_id": flow, "entrypoint": "doomed_flow.py:doomed", "work_pool_name": POOL,
                   "pull_steps": pull}  # fmt: skip
-        deployment = self.ask("POST", "/deployments/", wanted)["id"]
+        deployment = self.told("POST", "/deployments/", wanted)["id"]
         self._popen("runner", "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process")
         return str(deployment)
 
@@ -112,6 +112,19 @@ class _Prefect:
         with suppress(urllib.error.URLError, OSError, ValueError), urllib.request.urlopen(request, timeout=60) as got:  # noqa: S310
             return json.load(got)
         return None
+
+    def told(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        """The same of a server that is there: on SQLite it is busy now and then, and is asked again.
+
+        Raises:
+            TimeoutError: it never answers well.
+        """
+        until = time.monotonic() + START_SECONDS
+        while (answer := self.ask(method, path, body)) is None:
+            if time.monotonic() > until:
+                raise TimeoutError(f"the Prefect server does not answer {method} {path}")
+            time.sleep(0.5)
+        return answer
 
     @staticmethod
     def wait(what: Callable[[], bool], seconds: float) -> bool:

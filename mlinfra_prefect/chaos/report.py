@@ -59,7 +59,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """The figures of some runs. A run without a fault, or in which the program itself failed, is only counted apart."""
-    counted = [each for each in results if not each.error and (each.injected or each.leaks)]
+    counted = [each for each in results if each.leaks or (each.injected and not each.error)]
     leaked = [each for each in counted if each.leaks]
     seconds = [each.seconds for each in counted if each.seconds is not None]
     return {
@@ -72,7 +72,7 @@ def summary(results: Sequence[Result]) -> dict[str, Any]:
         "mean_seconds_beyond": sum(each.beyond for each in counted) / len(counted) if counted else 0.0,
         "at_random": sum(each.plan.random for each in counted),
         "missed": len([each for each in results if not each.error and not each.injected and not each.leaks]),
-        "went_wrong": len([each for each in results if each.error]),
+        "went_wrong": len([each for each in results if each.error and not each.leaks]),
     }
 
 

@@ -17,7 +17,7 @@ from mlinfra_prefect.errors import MlinfraError
 from mlinfra_prefect.keeper.desk import card_of, laid, lay, stands, wake
 from mlinfra_prefect.keeper.watch import is_held
 from mlinfra_prefect.ledger import KeptRecord
-from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.context import CLOCK_SECONDS, Context
 from mlinfra_prefect.lifecycle.whose_host import busy_until
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
@@ -68,7 +68,7 @@ def _is_called_for(context: Context, record: KeptRecord, keeper: Keeper) -> bool
     if card is None or is_held(str(context.home.record_dir(record.id) / "operation.lock")):
         return False  # its operation lays the next card
     known = laid(context.home, record.id)
-    if record.keeper == keeper:
+    if record.keeper is not None and record.keeper.process.is_same(keeper.process):
         return known is None or _is_news(card, known)
     if record.keeper is None:
         return record.keeper_place == "service" and (known is None or _is_news(card, known))
@@ -76,11 +76,11 @@ def _is_called_for(context: Context, record: KeptRecord, keeper: Keeper) -> bool
 
 
 def _is_news(card: Card, known: dict[str, object]) -> bool:
-    """Whether a card tells more than the one that is laid; a later moment is no news. Pure."""
+    """Whether a card tells more than the one that is laid; a later moment is no news, nor a clock's rounding. Pure."""
     if (card.state, card.generation, card.client_pid) != tuple(map(known.get, ("state", "generation", "client_pid"))):
         return True
     due = known.get("due")
-    return card.due is not None and (not isinstance(due, int | float) or card.due < due - 1.0)
+    return card.due is not None and (not isinstance(due, int | float) or card.due < due - CLOCK_SECONDS - 1.0)
 
 
 def _is_left(context: Context, record: KeptRecord) -> bool:

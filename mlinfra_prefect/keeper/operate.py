@@ -176,8 +176,8 @@ def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
         context.ledger, record_id, lambda found: renewed(found, now, TTL_SECONDS),
         actor=context.actor, reason="renewed", generation=seen.record.generation,
     )  # fmt: skip
-    if record.client.heartbeat_at is not None:
-        lay(context, record)  # the moment from which its silence would count has moved
+    if record.client.heartbeat_at is not None or context.shared:
+        lay(context, record)  # the moment from which its silence would count has moved, or this host's clock was set
 
 
 def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:

@@ -589,14 +589,14 @@ class Watcher:
             moments.append(self.whole_at + self.missing_seconds - clock)
         if self.serves and self.lookout is None and not self.ending:
             moments.append(self.next_lookout - clock)
-        if self.next_pass is not None and self.passing is None:
+        if self.next_pass is not None and self.passing is None and not self.ending:
             moments.append(self.next_pass - clock)
         if not self.entries:
             moments.append(self.idle_seconds)
         for entry in self.entries.values():
             if entry.client and entry.pidfd is None and not entry.lost:
                 moments.append(LOOK_SECONDS)
-            if entry.operation is None:
+            if entry.operation is None and not self.ending:  # told to end, it starts nothing
                 moments += entry.next_moments(now, clock)
         return max(0.001, min(moments))
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.artifacts import Lineage
-from mlinfra_prefect.errors import LeaseLost, MlinfraError
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, TemporaryError
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.resuming import other_code
@@ -28,13 +28,19 @@ from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.stack import JobStatus
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
+PATIENT_PASSES = 3
+"""Passes of a release that may fail because an artifact cannot be kept now."""
 
 
 def collect_all(context: Context, record: LeaseRecord) -> None:
     """Keep every finished artifact of a lease that its client did not live to collect. Idempotent.
 
-    Called when its node's meter is stopped, so a job that has not ended never will. Never raises for one bad artifact,
-    because release must go on: what is wrong with it stands in the history.
+    Called when its node's meter is stopped, so a job that has not ended never will. One bad artifact stops nothing:
+    what is wrong with it stands in the history.
+
+    Raises:
+        TemporaryError, OSError: an artifact could not be kept *now* (a full disk, another process that commits it);
+            after a few passes that is written down like any other reason.
     """
     attempt = record.attempt
     if attempt is None:
@@ -50,6 +56,8 @@ def collect_all(context: Context, record: LeaseRecord) -> None:
                 artifact = collect(context, record, note.job_id)
                 artifact_id = artifact.id if artifact else None
             except (MlinfraError, OSError, ValueError) as error:
+                if isinstance(error, TemporaryError | OSError) and record.failures < PATIENT_PASSES:
+                    raise
                 reason = f"job {note.job_id}: its artifact could not be kept: {error}"
         note_end(context, record, note.job_id, status, artifact_id=artifact_id, reason=reason)
 

@@ -98,7 +98,7 @@ def _stop(context: Context, record: KeptRecord, left: list[int], problems: list[
             withdraw(context, record)
     except LeaseLost:
         raise
-    except (MlinfraError, OSError) as error:
+    except Exception as error:
         # Another pass may keep what would be lost now; but what costs money does not wait for that for ever.
         if time.time() < _patience(context, record):
             raise
@@ -121,7 +121,7 @@ def _collect(context: Context, record: LeaseRecord) -> list[str]:
         collect_all(context, record)
     except LeaseLost:
         raise
-    except (MlinfraError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 (whatever a node wrote, too: what costs money is destroyed)
         return [f"finished work could not be kept: {error}"]
     return []
 
@@ -293,6 +293,9 @@ def _sweep(context: Context, record: KeptRecord) -> list[Search]:
 def _failed(context: Context, record: KeptRecord, why: str) -> KeptRecord:
     failures = record.failures + 1
     wait = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
+    if any(attempt.state is AttemptState.UP for attempt in record.attempts):
+        # Its meter still runs, for as long as what it did may be kept by another pass and no longer.
+        wait = min(wait, max(1.0, _patience(context, record) - time.time()))
     told = as_line(" ".join(why.split()))
     state = State.STUCK if failures >= STUCK_AFTER else State.RELEASING
     return mark(

@@ -25,14 +25,15 @@ def on_another_host(context: Context, record: KeptRecord) -> str | None:
     if record.keeper is None and not record.attempts and record.keeper_place == "service":
         return None  # nothing of it exists yet, and it is on the host of whichever service claims it
     process = record.keeper.process if record.keeper else record.client.process
-    if process is not None and is_here(process):
-        return None  # whatever this host is called by now
     host = process.host if process else record.owner.host
-    if host != socket.gethostname():
-        return host
-    # Booted again since, or a host, or a container beside this one, of the same name? Only on the right one lies what
-    # its attempts left.
-    if not record.attempts or any(_is_there(Path(each.directory)) for each in record.attempts):
+    named = host == socket.gethostname()
+    if not named and not (process is not None and is_here(process)):
+        return host  # neither its name nor its boot, which stays when a host is renamed
+    if named and process is not None and is_here(process):
+        return None
+    # Booted again since, or a host, or a container beside this one, of the same name or boot? Only on the right one
+    # lies the record's directory, made before its first attempt.
+    if not record.attempts or any(_is_there(Path(each.directory).parents[1]) for each in record.attempts):
         return None
     return host
 

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +196,9 @@ def test_a_process_that_lost_its_mark_is_found_by_where_it_was_started(home: Pat
     env = {"TMPDIR": str(home / "work")} if how == "environment" else {}
     with subprocess.Popen(argv, env=env, cwd=home if how == "directory" else "/") as planted:
         try:
+            until = time.monotonic() + 5  # a new program has no command line for a moment
+            while not judge.inside(home) and time.monotonic() < until:
+                time.sleep(0.01)
             assert [seen.pid for seen in judge.inside(home)] == [planted.pid]
             assert judge.inside(home, apart_from=[planted.pid]) == []
             assert judge.inside(home / "other") == []

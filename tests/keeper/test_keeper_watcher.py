@@ -280,6 +280,10 @@ def test_a_service_in_a_container_waits_for_the_drains_that_it_sees_to(desk: Des
     desk.turn()
     assert not any(entry.operation for entry in desk.watcher.entries.values())
     assert not desk.watcher.may_end()
+    desk.lay("due", due=1.0, state="releasing")
+    desk.watcher.next_pass = time.monotonic() - 1.0
+    desk.turn()
+    assert desk.watcher.patience() > 1.0  # it starts nothing any more, so nothing is looked at again and again
     desk.watcher.stopping[0].process.popen.kill()
     desk.watcher.stopping[0].process.popen.wait()
     desk.turn()

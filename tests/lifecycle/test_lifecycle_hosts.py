@@ -82,9 +82,12 @@ def test_a_container_beside_this_one_is_another_host(
     vars(context)["address"] = parse_address("s3://somewhere/else", field="ledger")
     kernel, name = boot().partition("/")[0], socket.gethostname()
     beside = Keeper(place="process", process=ProcessIdentity(host=name, boot=f"{kernel}/77", pid=7, start_time="1"))
-    there = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path / "gone")),))
+    there = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path / "gone" / "1" / "terraform")),))
     assert on_another_host(context, there) == name
-    ours = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path)),))
+    ours = sample_lease(keeper=beside, attempts=(attempt(1, directory=str(tmp_path / "1" / "terraform")),))
     assert on_another_host(context, ours) is None
     renamed = Keeper(place="process", process=identify().revised(host="an-older-name"))
     assert on_another_host(context, sample_lease(keeper=renamed)) is None
+    # One PID namespace for containers with homes of their own: whose directory it is decides.
+    assert on_another_host(context, sample_lease(keeper=renamed, attempts=there.attempts)) == "an-older-name"
+    assert on_another_host(context, sample_lease(keeper=renamed, attempts=ours.attempts)) is None

@@ -148,7 +148,7 @@ def test_the_lock_of_a_terraform_that_was_killed_is_broken_and_that_of_a_live_on
         )  # fmt: skip
     try:
         until = time.monotonic() + 30
-        while not info.exists():
+        while not info.exists() or not info.read_bytes():  # it is written after it was made
             assert time.monotonic() < until
             time.sleep(0.02)
         seen = info.read_bytes()
@@ -255,4 +255,20 @@ def test_a_desk_that_cannot_be_written_keeps_no_meter_running(context: Context, 
     assert releasing.stop_pass(context, going)
     assert not context.platform("local").node(record.attempts[0]).lives()
     context.tell = lambda _: None
+    assert release_pass(context, context.record(record.id)).state is State.RELEASED
+
+
+def test_while_the_meter_runs_another_pass_comes_in_time(
+    context: Context, asked: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pauses between passes grow to minutes, but never past the moment at which the meter is stopped anyway."""
+    record = provision(context, asked(grace_seconds=5))
+    begin_release(context, record.id, reason="done")
+    failed = context.record(record.id)
+    for _ in range(6):
+        failed = releasing.record_failed_pass(context, failed, "it does not drain")
+    assert failed.retry_at is not None
+    assert failed.releasing_at is not None
+    waits = (failed.retry_at - failed.releasing_at).total_seconds()
+    assert waits <= 5 + releasing.UPLOAD_SECONDS + 1
     assert release_pass(context, context.record(record.id)).state is State.RELEASED
