@@ -105,7 +105,7 @@ def page(document: dict[str, Any], *, total: dict[str, Any], command: str) -> st
         f"| machine | {document['machine']} |",
         f"| command | `{command}` |",
         f"| took | {document['seconds'] / 60:.0f} minutes, {document['jobs']} runs at a time |",
-        f"| a strike found no victim any more, so the run is not counted | {total['missed']} |",
+        f"| no victim any more, no kill point, or nothing to leak yet: not counted | {total['missed']} |",
         f"| the program itself failed, so the run is not counted | {total['went_wrong']} |",
     ]
     places = dict.fromkeys(row["on"] for row in document["rows"])

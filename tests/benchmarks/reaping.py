@@ -15,7 +15,6 @@ from mlinfra_prefect.keeper import client as keeper
 from mlinfra_prefect.keeper.desk import lay, wake, watcher_identity
 from mlinfra_prefect.lifecycle.leasing import Key, ask
 from mlinfra_prefect.lifecycle.marking import begin_release
-from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import Client, LeaseRecord
 from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import TrainingRequest
@@ -36,7 +35,7 @@ def taken_over(effort: Effort) -> list[Line]:
             holder = here.holder("--for-ever")
             lease_id = holder.says()["id"]
             os.kill(holder.process.pid, signal.SIGSTOP)  # or it would start a new keeper
-            _kill_keeper(here.home)
+            _kill_keeper(here)
             holder.process.kill()
             holder.end()
             began = time.time()
@@ -52,14 +51,27 @@ def taken_over(effort: Effort) -> list[Line]:
     return [Line(question, "s", tuple(values), TAKEN_SECONDS, p95=True)]
 
 
-def _kill_keeper(home: Home) -> None:
-    identity = watcher_identity(home)
+def _kill_keeper(here: Bench) -> None:
+    """The watcher, and its operations: one that is at work would give the lease back itself."""
+    identity = watcher_identity(here.home)
     if identity is None:
         raise RuntimeError("there is no watcher to kill")
     os.kill(identity[0], signal.SIGKILL)
     until = time.monotonic() + PATIENCE
-    while watcher_identity(home) is not None and time.monotonic() < until:
+    while (watcher_identity(here.home) is not None or _operations(here)) and time.monotonic() < until:
+        for pid in _operations(here):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         time.sleep(0.01)
+
+
+def _operations(here: Bench) -> list[int]:
+    found = []
+    for pid in processes(here.context.ledger.ledger_id):
+        with suppress(psutil.Error):
+            if "mlinfra_prefect.keeper" in psutil.Process(pid).cmdline():
+                found.append(pid)
+    return found
 
 
 def releases(number: int) -> list[Line]:
