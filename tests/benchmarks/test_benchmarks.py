@@ -33,9 +33,9 @@ QUESTIONS = (
     "request through the router / to the server direct, p99",
     "router: start to the first answer",
     "router: resident memory",
-    "a look at what is open, 200 released and 100 live: SQLite",
-    "a look at what is open, 200 released and 100 live: S3 (moto)",
-    "a look at what is open, 200 released and 100 live: calls of S3",
+    "a pass of the reaper, 200 released and 100 live: SQLite",
+    "a pass of the reaper, 200 released and 100 live: S3 (moto)",
+    "a pass of the reaper, 200 released and 100 live: calls of S3",
 )
 
 

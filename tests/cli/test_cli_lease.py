@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,15 @@ def test_the_next_verb_replaces_a_lost_keeper(leased):
     assert cli("exec", lease, "--", "true").returncode == 0
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """A person's terminal has Ctrl-C heard; what a script runs in its background ignores it, with all its children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heard")
 def test_interrupting_exec_ends_the_command_on_the_node(leased, tmp_path):
     """Ctrl-C is SIGTERM for the command, exit code 130 for us, and the lease lives on."""
     cli, lease = leased
@@ -186,6 +196,7 @@ def test_release_gives_back_prints_the_receipt_and_is_a_no_op_afterwards(cli):
     assert refused.returncode == 1
 
 
+@pytest.mark.usefixtures("heard")
 def test_interrupting_up_gives_the_lease_back(cli):
     """Ctrl-C while `up` waits releases what was asked for; nothing is left."""
     with subprocess.Popen(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import time
 from contextlib import closing
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def test_one_artifact_is_red_while_anything_is_stuck_and_is_written_over(
         assert red.is_failed()
         (artifact,) = stored()
         pages.append(str(artifact.data))
+        time.sleep(1.0)  # the page tells the second in which it was seen
     assert all(RED in page and record.id in page for page in pages)
     assert pages[0] != pages[1]  # it says when it was seen
     with closing(sqlite3.connect(home.ledger)) as db, db:
