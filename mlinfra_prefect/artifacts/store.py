@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.agent.transfer import copy_tree
+from mlinfra_prefect.agent.wire import sync_directory
 from mlinfra_prefect.errors import ArtifactCorrupted, BadMetrics, NoModel, NotFound, OperationTimedOut
 from mlinfra_prefect.model.artifact import ArtifactFile, ModelArtifact
 from mlinfra_prefect.model.names import digest, is_id
@@ -157,9 +158,9 @@ class ArtifactStore:
             prefix="artifact",
         )
         _write_durably(staged / _RECORD, artifact.model_dump_json(indent=1).encode())
-        _sync_directory(staged)
+        sync_directory(staged)
         staged.rename(final)
-        _sync_directory(self._directory)
+        sync_directory(self._directory)
         shutil.rmtree(incoming, ignore_errors=True)
         return self.read(artifact_id)
 
@@ -245,11 +246,3 @@ def _write_durably(path: Path, content: bytes) -> None:
         stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -63,7 +63,7 @@ def campaign(
     wanted = ((row, plan) for row, plan in plans(rows, seed) if plan.number not in known)
     done: list[Result] = list(before)
     going: set[Future[Result]] = set()
-    started, injected = len(done), sum(map(counted, done))
+    started, injected = len(done), sum(each.counted for each in done)
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         try:
             while injected < runs and started < MOST_MISSES * runs:
@@ -75,7 +75,7 @@ def campaign(
                 for each in ended:
                     result = each.result()
                     done.append(result)
-                    injected += counted(result)
+                    injected += result.counted
                     on_result(result)
             for each in going:
                 done.append(each.result())
@@ -83,11 +83,6 @@ def campaign(
         except KeyboardInterrupt:
             done += [each.result() for each in wait(going).done]
     return sorted(done, key=lambda result: result.plan.number)
-
-
-def counted(result: Result) -> bool:
-    """Whether a run is one of the published ones: a fault reached its victim, or something leaked anyway."""
-    return bool(result.leaks) or (result.injected and not result.error)
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,8 +101,12 @@ def texts(home: Path) -> dict[str, str]:
 
 def records(home: Path) -> dict[str, dict[str, Any]]:
     """Every record that is JSON, as it is stored."""
+    return _whole(texts(home))
+
+
+def _whole(known: dict[str, str]) -> dict[str, dict[str, Any]]:
     found = {}
-    for record_id, text in texts(home).items():
+    for record_id, text in known.items():
         with contextlib.suppress(ValueError):
             found[record_id] = json.loads(text)
     return found
@@ -190,9 +194,10 @@ def unproven(home: Path) -> list[str]:
 def lost(home: Path, *, mark: str | None, asked: Collection[str]) -> list[str]:
     """What is missing or torn: the ledger itself, records that somebody was told of, records that nobody can read."""
     problems = []
-    if mark is not None and ledger_id(home) != mark:
-        problems.append(f"the ledger {mark} is gone, or another one stands in its place: {ledger_id(home)}")
-    known, whole = texts(home), records(home)
+    if mark is not None and (there := ledger_id(home)) != mark:
+        problems.append(f"the ledger {mark} is gone, or another one stands in its place: {there}")
+    known = texts(home)
+    whole = _whole(known)
     problems += [f"{record_id} cannot be read" for record_id in known if record_id not in whole]
     return problems + [f"{record_id} is lost: it was asked for" for record_id in sorted(set(asked) - set(known))]
 

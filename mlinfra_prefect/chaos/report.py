@@ -59,7 +59,7 @@ def quantile(values: Sequence[float], share: float) -> float | None:
 
 def summary(results: Sequence[Result]) -> dict[str, Any]:
     """The figures of some runs. A run without a fault, or in which the program itself failed, is only counted apart."""
-    counted = [each for each in results if each.leaks or (each.injected and not each.error)]
+    counted = [each for each in results if each.counted]
     leaked = [each for each in counted if each.leaks]
     seconds = [each.seconds for each in counted if each.seconds is not None]
     return {

@@ -46,6 +46,11 @@ class Result:
     error: str = ""
     kept: str = ""
 
+    @property
+    def counted(self) -> bool:
+        """Whether it is one of the published ones: a fault reached its victim, or something leaked anyway."""
+        return bool(self.leaks) or (self.injected and not self.error)
+
     def told(self) -> dict[str, Any]:
         """As plain JSON."""
         return asdict(self)

@@ -68,7 +68,7 @@ def _is_called_for(context: Context, record: KeptRecord, keeper: Keeper) -> bool
     if card is None or is_held(str(context.home.record_dir(record.id) / "operation.lock")):
         return False  # its operation lays the next card
     known = laid(context.home, record.id)
-    if record.keeper is not None and record.keeper.process.is_same(keeper.process):
+    if keeper.keeps(record):
         return known is None or _is_news(card, known)
     if record.keeper is None:
         return record.keeper_place == "service" and (known is None or _is_news(card, known))

@@ -125,15 +125,10 @@ def _stop_one(context: Context, record_id: str, keeper: Keeper) -> None:
         os.close(lock)
 
 
-def _keeps(record: KeptRecord, keeper: Keeper) -> bool:
-    """Whether a keeper is the record's, whatever its host is called by now."""
-    return record.keeper is not None and record.keeper.process.is_same(keeper.process)
-
-
 def _kept_elsewhere(context: Context, record: KeptRecord, keeper: Keeper) -> bool:
     """Whether another keeper has a record that is alive, or may be."""
     other = record.keeper
-    if other is None or other.process.is_same(keeper.process) or is_provably_dead(other.process):
+    if other is None or keeper.keeps(record) or is_provably_dead(other.process):
         return False
     return is_here(other.process) or busy_until(record) >= context.ledger.now()
 
@@ -162,7 +157,7 @@ def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
 
 def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
     seen = context.ledger.read(record_id)
-    if seen is None or not _keeps(seen.record, keeper):
+    if seen is None or not keeper.keeps(seen.record):
         return  # gone, not taken over yet, or not ours any more
     if not seen.record.live:
         lay(context, seen.record)  # its card may still say otherwise
@@ -183,7 +178,7 @@ def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
 def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
     seen = context.ledger.read(record_id)
     attempt = seen.record.attempt if seen is not None else None
-    if seen is None or attempt is None or not _keeps(seen.record, keeper) or seen.record.state is not State.READY:
+    if seen is None or attempt is None or not keeper.keeps(seen.record) or seen.record.state is not State.READY:
         return
     record, platform = seen.record, context.platform(seen.record.platform)
     if not platform.is_up(record, attempt):
@@ -234,7 +229,7 @@ def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
 
     def change(now: KeptRecord) -> KeptRecord | None:
         before = now.keeper
-        if now.state is State.RELEASED or (before is not None and before.process.is_same(keeper.process)):
+        if now.state is State.RELEASED or keeper.keeps(now):
             return None
         if before is None:
             return now.revised(keeper=keeper)

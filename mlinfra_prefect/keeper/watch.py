@@ -161,6 +161,12 @@ class Entry:
         due = self.card.get("due")
         return float(due) if isinstance(due, int | float) else None
 
+    @property
+    def deadline(self) -> float | None:
+        """When what an operation of it has recorded must be over (epoch seconds)."""
+        deadline = self.card.get("operation_deadline")
+        return float(deadline) if isinstance(deadline, int | float) else None
+
     def is_called_for(self, now: float) -> bool:
         """Whether an operation must run now."""
         return self.wanted or (self.lost and not self.told_lost) or (self.due is not None and self.due <= now)
@@ -408,8 +414,7 @@ class Watcher:
             if entry.operation.ended():
                 ended.append(entry)
             else:
-                deadline = entry.card.get("operation_deadline")
-                entry.operation.end_if_overdue(float(deadline) if isinstance(deadline, int | float) else 0.0)
+                entry.operation.end_if_overdue(entry.deadline or 0.0)
         if ended:
             self.read_cards()  # what they left there
         for entry in ended:
@@ -432,9 +437,7 @@ class Watcher:
 
     def last_deadline(self, names: Sequence[str]) -> float:
         """When the last of the drains of these records must be over."""
-        cards = [self.entries[name].card for name in names if name in self.entries]
-        deadlines = [card.get("operation_deadline") for card in cards]
-        return max((float(each) for each in deadlines if isinstance(each, int | float)), default=0.0)
+        return max((self.entries[name].deadline or 0.0 for name in names if name in self.entries), default=0.0)
 
     def judge(self, entry: Entry) -> None:
         """An operation has ended: was it enough, and if not, when is the next one?"""
@@ -507,8 +510,7 @@ class Watcher:
     @staticmethod
     def overdue(entry: Entry, now: float) -> bool:
         """Whether a Terraform that was left behind is past its deadline, so that an operation must end it."""
-        deadline = entry.card.get("operation_deadline")
-        return isinstance(deadline, int | float) and now > deadline
+        return entry.deadline is not None and now > entry.deadline
 
     def start_renewal(self) -> None:
         """Have every lease renewed whose client lives."""

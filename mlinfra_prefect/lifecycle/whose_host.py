@@ -26,11 +26,9 @@ def on_another_host(context: Context, record: KeptRecord) -> str | None:
         return None  # nothing of it exists yet, and it is on the host of whichever service claims it
     process = record.keeper.process if record.keeper else record.client.process
     host = process.host if process else record.owner.host
-    named = host == socket.gethostname()
-    if not named and not (process is not None and is_here(process)):
-        return host  # neither its name nor its boot, which stays when a host is renamed
-    if named and process is not None and is_here(process):
-        return None
+    named, here = host == socket.gethostname(), process is not None and is_here(process)
+    if named == here:  # both its name and its boot, which stays when a host is renamed, or neither
+        return None if here else host
     # Booted again since, or a host, or a container beside this one, of the same name or boot? Only on the right one
     # lies the record's directory, made before its first attempt.
     if not record.attempts or any(_is_there(Path(each.directory).parents[1]) for each in record.attempts):

@@ -131,6 +131,10 @@ class Keeper(Record):
     )
     process: ProcessIdentity = Field(title="Process", description="The watcher's.")
 
+    def keeps(self, record: Kept) -> bool:
+        """Whether this is a record's keeper, whatever its host is called by now. Pure."""
+        return record.keeper is not None and record.keeper.process.is_same(self.process)
+
 
 class JobNote(Record):
     """What the record remembers of one job: enough for the receipt, the timeline and adoption."""
