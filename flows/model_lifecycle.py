@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from prefect import flow
 from pydantic import Field
@@ -50,6 +50,7 @@ class Report:
 def model_lifecycle(
     accelerator: str = "cpu",
     environment: str = "dev",
+    platform: Literal["environment's", "local", "aws"] = "environment's",
     max_minutes: Annotated[int, Field(ge=1, le=MAX_MINUTES)] = 15,
     dataset: str = "",
     epochs: Annotated[int, Field(ge=1, le=MAX_EPOCHS)] = 10,
@@ -69,6 +70,7 @@ def model_lifecycle(
     Args:
         accelerator: What the node has, such as cpu or L4:1.
         environment: Whose caps hold: dev, staging, prod.
+        platform: Where the model is trained. It is served on this machine.
         max_minutes: The hard limit of the lease.
         dataset: A .npz file (path or file:// URI) with images (n by 64) and labels (n). Empty: what scikit-learn ships.
         epochs: Rounds of the optimiser.
@@ -87,8 +89,10 @@ def model_lifecycle(
         print(f"started because: {reason}")
     steps = shares(canary)
     # Not the bare text: a request may be read from a file, and a form must not name files of the worker.
+    where = None if platform == "environment's" else platform
     request = parsed(
-        TrainingRequest, {"accelerator": accelerator, "environment": environment, "max_minutes": max_minutes}
+        TrainingRequest,
+        {"accelerator": accelerator, "environment": environment, "platform": where, "max_minutes": max_minutes},
     )
     find_environment(context(), environment)
     context().config.environment(environment)

@@ -80,6 +80,10 @@ class BudgetExceeded(PermanentError):
     """The request would cost more than its budget or the environment's cap allows."""
 
 
+class NotInitialised(PermanentError):
+    """An environment has no shared infrastructure on its cloud yet; nothing was created."""
+
+
 class PlanRejected(PermanentError):
     """The plan breaks a policy; nothing was created."""
 

@@ -2,7 +2,8 @@
 
 ``spawn SPEC`` and ``revoke GRANT`` (what Terraform calls), ``run SPEC`` (the agent), ``job JOBDIR`` (a launcher),
 ``train JOBDIR`` (a callable's training process), ``exec PARENT -- ARGV`` (a command's), ``commit-checkpoint`` (for
-shell scripts).
+shell scripts), ``courier BOOT`` (what carries between a bucket and the agent on a cloud's node), ``accept GPUS GIB``
+(the test of its GPUs).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 
 USAGE = (
     "usage: agent.pyz spawn SPEC | revoke GRANT | run SPEC | job JOBDIR --spec SPEC --agent PID | "
-    "train JOBDIR --launcher PID | exec PARENT [--keep FD] -- ARGV... | commit-checkpoint [STEP]\n"
+    "train JOBDIR --launcher PID | exec PARENT [--keep FD] -- ARGV... | commit-checkpoint [STEP] | "
+    "courier BOOT | accept GPUS GIB\n"
 )
 
 
@@ -42,6 +44,14 @@ def main(argv: list[str], archive: Path) -> int:
             return train(Path(job_dir), int(launcher))
         case ["exec", parent, "--", *command] | ["exec", parent, "--keep", _, "--", *command] if command:
             return groups.exec_with(int(parent), command)
+        case ["courier", boot]:
+            from .courier import run as carry
+
+            return carry(boot, archive)
+        case ["accept", gpus, memory_gib]:
+            from .acceptance import main as accept
+
+            return accept(gpus, memory_gib)
         case ["commit-checkpoint", *step] if len(step) <= 1:
             return _commit(step)
         case _:

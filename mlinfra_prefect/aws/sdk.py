@@ -1,14 +1,17 @@
-"""How the SDK is used here: one client a process, bounded waiting, and its errors said as ours.
+"""How the SDK is used here: one client a process, service and region, bounded waiting, and its errors said as ours.
 
-A client is safe for threads and takes a tenth of a second to make, so all handles of a process share one.
+A client is safe for threads and takes a tenth of a second to make, so all that a process does with one service in one
+region shares one. Every client of a process is made from one session, so credentials are fetched once.
 """
 
 from __future__ import annotations
 
 import functools
 import os
+import threading
 from typing import Any
 
+from mlinfra_prefect.aws.refusals import code_of as code_of, refused as refused  # noqa: PLC0414 (found here by all)
 from mlinfra_prefect.errors import LedgerUnavailable, UnsupportedHere
 
 CONNECT_SECONDS = 3.0
@@ -31,48 +34,73 @@ REMEDIES = {
 TEMPORARY = "Nothing was provisioned. Try again; if it stays, look at the network and at the store."
 
 
-def client() -> Any:
-    """Return this process's S3 client.
+def client(service: str = "s3", region: str | None = None, *, tries: int = TRIES) -> Any:
+    """Return this process's client of a service in a region.
+
+    A child of a fork and another configuration (any variable ``AWS_*``) get clients of their own.
+
+    Args:
+        service: as boto3 calls it, such as ``ec2`` or ``service-quotas``.
+        region: None: the region of the AWS configuration.
+        tries: of one call, the SDK's own; 1 for what nobody waits for because it can be done without.
 
     Raises:
         UnsupportedHere: boto3 is not installed.
-        LedgerUnavailable: its configuration is broken.
+        LedgerUnavailable: for S3: its configuration is broken.
+        PermanentError: for the others: the configuration is broken, or names no region.
     """
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    return _client(os.getpid(), settings)
+    with _making:  # a session is not safe for threads
+        return _client(os.getpid(), settings, service, region, tries)
 
 
-@functools.lru_cache(maxsize=4)
-def _client(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
-    del pid, settings  # a child of a fork, and another configuration, get a client of their own
+@functools.lru_cache(maxsize=64)
+def _client(pid: int, settings: tuple[tuple[str, str], ...], service: str, region: str | None, tries: int) -> Any:
     try:
-        import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
+
+        session = _session(pid, settings)
     except ImportError:
+        what = "A ledger on S3" if service == "s3" else "AWS"
         raise UnsupportedHere(
-            "A ledger on S3 needs boto3, which is not installed.", "pip install 'mlinfra_prefect[aws]'"
+            f"{what} needs boto3, which is not installed.", "pip install 'mlinfra_prefect[aws]'"
         ) from None
     config = Config(
         connect_timeout=CONNECT_SECONDS,
         read_timeout=READ_SECONDS,
-        retries={"mode": "standard", "total_max_attempts": TRIES},
+        retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=CONNECTIONS,
         user_agent_extra="mlinfra_prefect",
     )
     try:
-        return boto3.session.Session().client("s3", config=config)
+        return session().client(service, region_name=region, config=config)
     except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
+        if service != "s3":
+            raise refused(error, f"calling {service} of AWS") from error
         raise LedgerUnavailable(
             f"The ledger on S3 cannot be opened ({error}).", "Mend the AWS configuration."
         ) from error
 
 
-def code_of(error: Any) -> tuple[str, int]:
-    """Return the code and the HTTP status of an answer that was an error."""
-    answer = getattr(error, "response", None) or {}
-    status = (answer.get("ResponseMetadata") or {}).get("HTTPStatusCode") or 0
-    return str((answer.get("Error") or {}).get("Code") or status), int(status)
+@functools.lru_cache(maxsize=4)
+def _session(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
+    """Return what makes the session of a process and a configuration: once, and only when that succeeds."""
+    del pid, settings
+    from boto3.session import Session
+
+    return functools.cache(Session)
+
+
+_making = threading.Lock()
+
+
+def _unlock() -> None:
+    global _making  # noqa: PLW0603 (a fork copies a lock that another thread holds, and nobody would free it)
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
 
 
 def unavailable(name: str, error: Exception) -> LedgerUnavailable:

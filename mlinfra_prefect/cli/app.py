@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import App, CycloptsError, Parameter
 
@@ -316,6 +316,50 @@ def doctor(*, as_json: Json = False) -> int:
     from mlinfra_prefect.cli import doctor as examining
 
     return examining.doctor(as_json=as_json)
+
+
+@app.command(sort_key=11)
+def init(
+    platform: Literal["aws"], /, *, environment: str = "dev", region: tuple[str, ...] = (), profile: str = "default",
+    egress: str | None = None, destroy: Flag = False, yes: Flag = False, as_json: Json = False,
+) -> int:  # fmt: skip
+    """Make what an environment shares on a cloud, once: buckets, network, roles.
+
+    What it costs at rest is shown before you are asked.
+
+    Args:
+        platform: aws.
+        environment: Its name, as requests name it.
+        region: Where; the first is the home of its buckets. Several: one option each. The AWS configuration's if none.
+        profile: default (nodes with a public address and nothing that lets anybody in), or hardened (private subnets).
+        egress: What nodes can reach: internet, mirror or none. internet with default, none with hardened.
+        destroy: Destroy what was made. Refused while anything of it is leased.
+        yes: Ask nothing.
+        as_json: Print JSON.
+    """
+    del platform
+    from mlinfra_prefect.cli import initialising
+
+    return initialising.init(
+        environment=environment, regions=region, profile=profile, egress=egress, destroy=destroy, yes=yes,
+        as_json=as_json,
+    )  # fmt: skip
+
+
+@app.command(sort_key=12)
+def emulate(platform: Literal["aws"], /, *, port: int = 0, run_any_user_data: Flag = False, iam: Flag = False) -> int:
+    """Run a cloud on this machine, for trying and testing: its machines are processes here.
+
+    Args:
+        platform: aws.
+        port: Of the loopback interface; a free one when not given.
+        run_any_user_data: Unsafe: also run user data that this package did not render. It may say anything.
+        iam: Enforce the policies of roles and users.
+    """
+    del platform
+    from mlinfra_prefect.cli import emulating
+
+    return emulating.emulate_aws(port=port, run_any_user_data=run_any_user_data, iam=iam)
 
 
 @app.command(sort_key=12)

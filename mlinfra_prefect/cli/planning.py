@@ -15,7 +15,11 @@ from mlinfra_prefect.lifecycle.planning import admitted, make_plan
 from mlinfra_prefect.lifecycle.request_file import as_request
 from mlinfra_prefect.model.offer import Offer, Plan
 
-OFFER_KEYS = ("type", "region", "zones", "market", "usd_per_hour", "gpus", "skipped")
+OFFER_KEYS = (
+    "type", "region", "zones", "market", "usd_per_hour", "gpus", "gpu_memory_gib", "vcpus", "memory_gib",
+    "quota_headroom", "priced_at", "price_source", "skipped",
+)  # fmt: skip
+SOURCES = {"pricing-api": "the Pricing API", "spot-history": "the spot price history", "snapshot": "the snapshot"}
 
 
 def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
@@ -46,16 +50,24 @@ def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
 
 def _show(offers: tuple[Offer, ...], made: Plan | None) -> None:
     out = screen()
-    skipping = any(offer.skipped for offer in offers)
-    heads = ("TYPE", "REGION", "ZONES", "MARKET", "USD/H", "GPUS", *(("SKIPPED BECAUSE",) if skipping else ()))
-    shown = Table(heads, whole=("MARKET", "USD/H", "GPUS"), folded=("SKIPPED BECAUSE",))
+    skipping, rented = any(offer.skipped for offer in offers), any(offer.vcpus for offer in offers)
+    more = ("GIB/GPU", "VCPUS", "QUOTA LEFT") if rented else ()
+    heads = ("TYPE", "REGION", "ZONES", "MARKET", "USD/H", "GPUS", *more, *(("SKIPPED BECAUSE",) if skipping else ()))
+    shown = Table(heads, whole=("TYPE", "MARKET", "USD/H", "GPUS", *more), folded=("SKIPPED BECAUSE",))
     for offer in offers:
         taken = made is not None and offer == made.offer
         style = "bold" if taken else ("dim" if offer.skipped else "")
         values = [offer.type, offer.region, ", ".join(offer.zones) or "any", offer.market,
-                 f"{offer.usd_per_hour:.2f}", offer.gpus, *([offer.skipped] if skipping else [])]  # fmt: skip
-        shown.add(*(cell(value, style) for value in values))
+                  f"{offer.usd_per_hour:.2f}", offer.gpus]  # fmt: skip
+        if rented:
+            left = "" if offer.quota_headroom is None else offer.quota_headroom
+            values += [f"{offer.gpu_memory_gib:g}" if offer.gpu_memory_gib else "", offer.vcpus or "", left]
+        shown.add(*(cell(value, style) for value in [*values, *([offer.skipped] if skipping else [])]))
     out.print(shown)
+    for source in dict.fromkeys(offer.price_source for offer in offers if offer.price_source in SOURCES):
+        dates = [offer.priced_at for offer in offers if offer.price_source == source and offer.priced_at is not None]
+        of = f", of {min(dates):%Y-%m-%d %H:%M} UTC" if dates else ""
+        out.print(cell(f"Prices are from {SOURCES[source]}{of}, a node's disk and address included.", "dim"))
     if made is None:
         return
     out.print()

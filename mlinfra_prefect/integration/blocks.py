@@ -33,7 +33,7 @@ else:
     AwsCredentials = _installed("prefect_aws.credentials", "AwsCredentials")
     KubernetesClusterConfig = _installed("prefect_kubernetes.credentials", "KubernetesClusterConfig")
 
-BUILT = ("local",)
+BUILT = ("local", "aws")
 """Platforms of this version; the form knows the names of those to come."""
 CAPS = ("max_minutes", "max_usd", "max_hourly_usd", "max_gpus", "max_leases")
 # Prefect's own until this project has a public address: a picture and a page that are there for everybody.
@@ -75,7 +75,7 @@ class MlinfraEnvironment(Block):
     platform: Literal["local", "aws", "kubernetes"] = Field(
         default="local",
         title="Platform",
-        description="Where a request runs that names none. This version has local only.",
+        description="Where a request runs that names none. This version has local and aws.",
     )
     max_minutes: Whole = Field(
         default=None,

@@ -25,6 +25,7 @@ from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle import cloud_access
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
@@ -308,7 +309,9 @@ def main() -> NoReturn:
     process = ProcessIdentity(host=socket.gethostname(), boot=boot_id(), pid=int(pid), start_time=started)
     keeper = Keeper(place=arguments.place, process=process)
     try:
-        context = Context(Home(arguments.home))
+        home = Home(arguments.home)
+        cloud_access.borrow(home, os.environ)
+        context = Context(home)
         if arguments.verb == "step":
             code = step(context, arguments.id, keeper)
         elif arguments.verb == "renew":

@@ -16,6 +16,7 @@ from datetime import timedelta
 from typing import Any
 
 from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, MlinfraError
+from mlinfra_prefect.keeper.cloud_sweeping import sweep_clouds
 from mlinfra_prefect.keeper.desk import due_at, laid, lay, stands, watcher_alive, watcher_identity, why_over
 from mlinfra_prefect.keeper.passes import Finding, Notes, Pass, as_json, merged
 from mlinfra_prefect.keeper.sight import unknown_before
@@ -100,6 +101,7 @@ def reap(
         notes.add(where, record_id, why, again=why.startswith(STILL_AT_IT))
     since = unknown_before(context, seen, dry_run=dry_run)
     sweep_account(context, notes, unknown_before=since, environment=environment, dry_run=dry_run)
+    sweep_clouds(context, notes, unknown_before=since, environment=environment, dry_run=dry_run)
     if not dry_run:
         replace_lost_keeper(context)
     return notes.done(dry_run=dry_run)

@@ -181,6 +181,11 @@ def _locks(home: Home, record_id: str) -> list[Path]:
     return sorted(home.record_dir(record_id).glob(f"*/terraform/{LOCK_NAME}")) if is_id(record_id) else []
 
 
+def terraform_of(home: Home, record_id: str) -> bool:
+    """Whether a Terraform of a record runs on this host, whoever started it."""
+    return any(is_held(str(path)) for path in _locks(home, record_id))
+
+
 def _busy(context: Context, stray: Stray) -> str | None:
     """What must be waited for before anything of a stray is ended; None: nothing."""
     home, released = context.home, stray.record.released_at if stray.record is not None else None

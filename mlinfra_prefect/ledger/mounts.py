@@ -17,6 +17,8 @@ NETWORK_FILE_SYSTEMS = frozenset({
     "9p", "afpfs", "afs", "beegfs", "ceph", "cifs", "davfs", "fuse.davfs2", "fuse.glusterfs", "fuse.rclone",
     "fuse.s3fs", "fuse.sshfs", "glusterfs", "gpfs", "lustre", "nfs", "nfs4", "smb3", "smbfs", "vboxsf", "webdav",
 })  # fmt: skip
+PASSING_FILE_SYSTEMS = frozenset({"overlay", "overlayfs", "fuse.fuse-overlayfs", "aufs", "tmpfs", "ramfs"})
+"""They end with their container, or with a restart of the host."""
 LINUX_TABLE = Path("/proc/self/mounts")
 LIST_SECONDS = 5.0
 COLUMNS = 3
@@ -89,4 +91,23 @@ def refuse_network_file_system(path: Path, mounts: Sequence[Mount] | None = None
         raise LedgerUnavailable(
             f"The ledger {path} lies on {found}, a network file system, where SQLite's locks do not hold.",
             "Point MLINFRA_HOME at a local disk.",
+        )
+
+
+def refuse_passing_file_system(path: Path, mounts: Sequence[Mount] | None = None) -> None:
+    """Refuse a ledger that ends with its container while what it names runs on in a cloud.
+
+    Args:
+        path: the ledger's file; it need not exist.
+        mounts: what is mounted; None: ask the host.
+
+    Raises:
+        LedgerUnavailable: the path lies on a container's own file system, or in memory.
+    """
+    found = file_system(path.resolve(), mounted() if mounts is None else mounts)
+    if found is not None and found.lower() in PASSING_FILE_SYSTEMS:
+        raise LedgerUnavailable(
+            f"The ledger {path} lies on {found}, which ends with its container: what is rented would outlive its "
+            "record. Nothing was provisioned.",
+            "Set MLINFRA_LEDGER to the one that `mlinfra-prefect init aws` named, or put MLINFRA_HOME on a volume.",
         )

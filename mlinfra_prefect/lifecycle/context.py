@@ -20,6 +20,7 @@ from mlinfra_prefect.agent import allowlist
 from mlinfra_prefect.artifacts import ArtifactStore
 from mlinfra_prefect.errors import LedgerUnavailable, NotFound, UnsupportedHere
 from mlinfra_prefect.ledger import KeptRecord, Ledger, SqliteLedger
+from mlinfra_prefect.lifecycle import cloud_access
 from mlinfra_prefect.lifecycle.config import Config, load_config
 from mlinfra_prefect.lifecycle.ledger_place import from_environment, ledger_address, open_shared
 from mlinfra_prefect.lifecycle.platform import Platform
@@ -115,9 +116,11 @@ class Context:
         Raises:
             NotFound: no such platform in this version.
         """
-        if name != "local":
-            raise NotFound(f"Platform {name!r} is not in this version.", "There is: local.")
-        return self._local
+        if name == "local":
+            return self._local
+        if name == "aws":
+            return self._aws
+        raise NotFound(f"Platform {name!r} is not in this version.", "There is: local, aws.")
 
     @cached_property
     def _local(self) -> Platform:
@@ -125,16 +128,27 @@ class Context:
 
         return LocalPlatform(cache=self.home.cache, stacks=STACKS, here=self.here)
 
+    @cached_property
+    def _aws(self) -> Platform:
+        from mlinfra_prefect.aws.platform import AwsPlatform
+
+        if not cloud_access.variables():  # a reaper from cron, another shell: as the last client did
+            cloud_access.borrow(self.home, os.environ)
+        return AwsPlatform(
+            cache=self.home.cache, place=self.home.aws, stacks=STACKS,
+            settings=lambda name: self.config.environment(name).aws, here=self.here,
+        )  # fmt: skip
+
     def open_stack(self, directory: Path, record: KeptRecord, attempt: int) -> Stack:
         """Open the Terraform stack of one attempt."""
         # The agent is started by Terraform and runs pip, so pip's own settings travel through both.
-        env = {**allowlist.inherited(pip=True), **marks(record, attempt, self.here)}
+        env = {**allowlist.inherited(pip=True), **marks(record, attempt, self.here), **_access(record.platform)}
         # What one engine made another one may not be able to destroy.
         return Stack(directory, engine=recorded_engine(directory) or self.engine, slots=self.slots, env=env)
 
-    def open_scratch_stack(self, directory: Path) -> Stack:
+    def open_scratch_stack(self, directory: Path, platform: str = "local") -> Stack:
         """Open a stack that is planned and thrown away."""
-        env = common_marks(self.ledger.ledger_id)
+        env = {**common_marks(self.ledger.ledger_id), **_access(platform)}
         return Stack(directory, engine=self.engine, slots=self.slots, env=env)
 
     def record(self, record_id: str) -> KeptRecord:
@@ -184,3 +198,8 @@ class Context:
         if not isinstance(found, LeaseRecord):
             raise NotFound(f"{lease_id!r} is {'an' if found.kind == 'endpoint' else 'a'} {found.kind}, not a lease.")
         return found
+
+
+def _access(platform: str) -> dict[str, str]:
+    """What Terraform needs to log in to a platform's cloud."""
+    return {} if platform == "local" else cloud_access.variables()

@@ -6,6 +6,7 @@ flow run finds the first one's lease instead of renting twice (rule R13).
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from typing import Literal
 from mlinfra_prefect.errors import AlreadyExists, LeaseHeld, QuotaExceeded
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import revise
+from mlinfra_prefect.ledger.mounts import refuse_passing_file_system
+from mlinfra_prefect.lifecycle import cloud_access
+from mlinfra_prefect.lifecycle.budget import refuse_beyond_cap, worst_case_usd
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.planning import admitted, choose_offer
@@ -113,6 +117,10 @@ def ask(
     request = admitted(context, request)
     client = beating(context, client, request.environment)
     _, offer = choose_offer(context, request)
+    if request.platform != "local":
+        if not context.shared and not context.platform(request.platform or "local").emulated:
+            refuse_passing_file_system(context.home.ledger)
+        cloud_access.lend(context.home, os.environ)
     ledger = context.ledger
     for _ in range(TRIES):
         rounds = ledger.rounds(key.base)
@@ -128,6 +136,7 @@ def ask(
                 return Asked(adopted, adopted=True)
             continue  # it began to go meanwhile: the next round starts at once
         now = ledger.now()
+        seconds = longest_life_seconds(request, offer.usd_per_hour)
         record = LeaseRecord(
             id=lease_id(key.base, len(rounds) + 1),
             base=key.base,
@@ -144,8 +153,10 @@ def ask(
             request=request,
             request_hash=request.hash,
             python=sys.executable,
-            deadline=now + timedelta(seconds=longest_life_seconds(request, offer.usd_per_hour)),
+            deadline=now + timedelta(seconds=seconds),
+            reserved_usd=worst_case_usd(request, offer.usd_per_hour, seconds),
         )
+        refuse_beyond_cap(context, record)
         announce(record)
         killpoint("after-announce", context.home.root)
         try:

@@ -7,11 +7,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from mlinfra_prefect.errors import CapacityUnavailable
+from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.environment import longest_life_seconds
-from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource
+from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource, rungs
 from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.stack import StackInput
+from mlinfra_prefect.terraform import gate, planned
+from mlinfra_prefect.terraform.planned import PlannedChanges
 
 PLAN_SECONDS = 300.0
 """The deadline of a plan."""
@@ -46,6 +49,37 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
     return offers, offer
 
 
+def affordable_rungs(context: Context, request: TrainingRequest) -> tuple[tuple[Offer, ...], ...]:
+    """Return the rungs of the ladder for an admitted request, without what its price cap or its money rules out.
+
+    Raises:
+        CapacityUnavailable, BudgetExceeded: as `choose_offer`.
+    """
+    offers, _ = choose_offer(context, request)
+    return rungs(tuple(offer for offer in offers if offer.skipped is None and _affordable(request, offer)))
+
+
+def _affordable(request: TrainingRequest, offer: Offer) -> bool:
+    try:
+        longest_life_seconds(request, offer.usd_per_hour)
+    except BudgetExceeded:
+        return False
+    return True
+
+
+def check_plan(stack_input: StackInput, changes: PlannedChanges, module: Path) -> None:
+    """Hold a plan of what is rented against the rules (rule R11); what rents nothing needs none. `module` is its copy.
+
+    Raises:
+        PlanRejected: it breaks one; every finding is named.
+    """
+    if not stack_input.tags:
+        return
+    nodes = int(stack_input.variables.get("nodes", 1))
+    policy = gate.Policy(required_tags=stack_input.tags, egress=stack_input.egress, max_instances=nodes)
+    gate.enforce(planned.load(changes.raw_path), policy, unresolved=changes.unresolved, module=module)
+
+
 def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[str, ...], int] = ((), 0)) -> Plan:
     """Return what would exist, for how long at most and at what cost.
 
@@ -59,13 +93,17 @@ def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[s
     """
     request = admitted(context, request)
     offers, offer = choose_offer(context, request)
-    stack_input = context.platform(request.platform or "local").plan_stack()
+    stack_input = context.platform(request.platform or "local").plan_stack(request, rungs(offers)[0])
     scratch = Path(tempfile.mkdtemp(prefix="plan-", dir=context.home.work))
     try:
         deadline = time.time() + PLAN_SECONDS
-        stack = context.open_scratch_stack(scratch)
-        stack.prepare(stack_input.root_module, stack_input.variables, deadline=deadline)
-        planned = stack.plan(deadline=deadline)
+        stack = context.open_scratch_stack(scratch, request.platform or "local")
+        stack.prepare(
+            stack_input.root_module, stack_input.variables,
+            deadline=deadline, within=stack_input.within, init_cache=context.home.init_cache,
+        )  # fmt: skip
+        changes = stack.plan(deadline=deadline)
+        check_plan(stack_input, changes, stack.module)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     seconds = longest_life_seconds(request, offer.usd_per_hour)
@@ -77,7 +115,7 @@ def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[s
         stack=stack_input.name,
         engine=f"{context.engine.name} {context.engine.version}",
         resources=tuple(
-            PlannedResource(address=each.address, type=each.type, action=each.action) for each in planned.changes
+            PlannedResource(address=each.address, type=each.type, action=each.action) for each in changes.changes
         ),
         max_minutes=max(1, int(seconds // 60)),
         estimate_usd=round(seconds / 3600 * offer.usd_per_hour * request.nodes, 4),

@@ -18,7 +18,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import JobStatus, StackInput
+from mlinfra_prefect.model.stack import Found, JobStatus, StackInput
 
 
 class Node(Protocol):
@@ -66,8 +66,24 @@ class Platform(Protocol):
         """How long after the last call something may still appear (rule R7)."""
 
     @property
+    def settle_seconds(self) -> float:
+        """For how long what was told to end may still be seen, before a sweep says that it did not end."""
+
+    @property
     def found_by_mark(self) -> bool:
         """Whether `sweep` finds everything that its stacks make, so that no release waits for a state that is lost."""
+
+    @property
+    def emulated(self) -> bool:
+        """Whether what it rents ends with this host anyway."""
+
+    @property
+    def most_attempts(self) -> int:
+        """How many attempts in a row may fail before a lease is given up."""
+
+    @property
+    def destroys_later(self) -> bool:
+        """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """Every way to meet a request, best first; those that cannot be taken say why."""
@@ -75,15 +91,21 @@ class Platform(Protocol):
     def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
         """Prepare an attempt's grant and spec, and return the stack to apply."""
 
-    def plan_stack(self) -> StackInput:
-        """The same stack with placeholders, for plans made before any lease exists."""
+    def plan_stack(self, request: TrainingRequest, rung: tuple[Offer, ...]) -> StackInput:
+        """The stack of a node with placeholders, for plans made before any lease exists; creates nothing."""
 
     def check_up(
-        self, record: KeptRecord, attempt: Attempt, deadline: float, wanted: Callable[[], bool] = lambda: True
-    ) -> None:
-        """Raise unless what was applied exists and works.
+        self,
+        record: KeptRecord,
+        attempt: Attempt,
+        outputs: Mapping[str, Any],
+        deadline: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Found:
+        """Return what was applied and exists; raises unless it is whole and works.
 
-        Waits for servers until `deadline` (epoch seconds), and no longer than they are `wanted`.
+        `outputs` are the root module's. Waits for nodes and servers until `deadline` (epoch seconds), and no longer
+        than they are `wanted`.
         """
 
     def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:

@@ -21,20 +21,22 @@ from mlinfra_prefect.errors import (
 )
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle import ladder
+from mlinfra_prefect.lifecycle.budget import refuse_beyond_cap, worst_case_usd
 from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.ladder import is_past, next_rung, tried
 from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark, mark_attempt
-from mlinfra_prefect.lifecycle.planning import choose_offer
-from mlinfra_prefect.lifecycle.releasing import release_attempt
+from mlinfra_prefect.lifecycle.planning import affordable_rungs, check_plan
+from mlinfra_prefect.lifecycle.releasing import release_attempt, stop_attempt
 from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.stack import Found
 
 PROVISION_SECONDS = 900.0
-"""The deadline of one provisioning operation, installation of a server's environment included."""
-MAX_ATTEMPTS = 2
-"""How many attempts are made on the local platform, one after the other, before it is given up."""
+"""The deadline of one provisioning operation: a machine's boot, or the installation of a server's environment."""
 
 
 def provision(context: Context, record: KeptRecord) -> KeptRecord:
@@ -52,16 +54,15 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
     """
     problem: MlinfraError | None = None
     fresh = 0
+    platform = context.platform(record.platform)
     while record.state in {State.REQUESTED, State.PROVISIONING}:
         record = look_at_client(context, record)
         if not record.live:
             break
         attempt = record.attempt
         try:
-            if attempt is None or attempt.state is AttemptState.RELEASED:
-                if _failed_in_a_row(record) >= MAX_ATTEMPTS:
-                    return fail(context, record, problem or _interrupted(record))
-                record = _add_attempt(context, record)
+            if attempt is None or is_past(platform, attempt):
+                record = _begin_attempt(context, record, problem)
                 fresh = len(record.attempts)
                 killpoint("after-attempt", context.home.root)
             elif attempt.state is AttemptState.PLANNED:
@@ -80,6 +81,18 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
     return record
 
 
+def _begin_attempt(context: Context, record: KeptRecord, problem: MlinfraError | None) -> KeptRecord:
+    """Add the next attempt, or leave the record `releasing` where nothing more is tried."""
+    if len(tried(record)) >= context.platform(record.platform).most_attempts:
+        return fail(context, record, problem or _interrupted(record))
+    try:
+        return _add_attempt(context, record, *_next_rung(context, record))
+    except LeaseLost:
+        raise
+    except MlinfraError as error:
+        return fail(context, record, _no_more(record, error))
+
+
 def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
     """Leave a record `releasing` because of a problem that the client will be told."""
     text = " ".join(str(problem).split())
@@ -87,16 +100,6 @@ def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRec
     if stands_by_itself(context, record):  # a repair that failed: what is left serves on, and this is told
         return mark(context, record, f"repair failed: {text}", state=State.READY, reason=as_line(text))
     return begin_release(context, record.id, reason=text, drain=False, error=error, generation=record.generation)
-
-
-def _failed_in_a_row(record: KeptRecord) -> int:
-    """How many attempts were not up since the last one that was: what served for months may be repaired as often."""
-    count = 0
-    for attempt in reversed(record.attempts):
-        if attempt.up_at is not None:
-            break
-        count += 1
-    return count
 
 
 def _interrupted(record: KeptRecord) -> MlinfraError:
@@ -109,6 +112,9 @@ def _next(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRe
     if not record.live:
         return record
     attempt = record.attempt
+    if attempt is not None:
+        outcome = as_line(f"{type(problem).__name__}: {problem}")
+        record = mark_attempt(context, record, attempt.number, f"attempt {attempt.number}: {outcome}", outcome=outcome)
     if isinstance(problem, PermanentError) or not isinstance(record, LeaseRecord) or attempt is None:
         return fail(context, record, problem)
     try:
@@ -119,27 +125,49 @@ def _next(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRe
         return fail(context, record, problem)  # release goes on with it, for ever
 
 
-def _add_attempt(context: Context, record: KeptRecord) -> KeptRecord:
-    offer = _offer_for(context, record)
+def _add_attempt(
+    context: Context, record: KeptRecord, rung: tuple[Offer, ...], deadline: datetime | None
+) -> KeptRecord:
+    # Until it is known which of them it has become, the dearest is what it may cost.
+    offer = max(rung, key=lambda each: each.usd_per_hour)
     number = len(record.attempts) + 1
     place = context.home.record_dir(record.id) / str(number)
     attempt = Attempt(
-        number=number, offer=offer, stack="planned", directory=str(place / "terraform"), node_dir=str(place / "node"),
+        number=number, offer=offer, candidates=rung if len(rung) > 1 else (), stack="planned",
+        directory=str(place / "terraform"), node_dir=str(place / "node"),
         engine=f"{context.engine.name} {context.engine.version}", operation="plan",
         operation_deadline=_until(context, record),
     )  # fmt: skip
+    changes: dict[str, Any] = {} if deadline is None else {"deadline": deadline}
+    if isinstance(record, LeaseRecord):
+        now = context.ledger.now()
+        spent = sum(each.cost_usd(now) for each in record.attempts)
+        left = ((deadline or record.deadline) - now).total_seconds()
+        changes["reserved_usd"] = worst_case_usd(record.request, offer.usd_per_hour, left, spent)
+        refuse_beyond_cap(context, record.revised(**changes))
 
     def change(now: KeptRecord) -> KeptRecord | None:
-        return now.revised(state=State.PROVISIONING, attempts=(*now.attempts, attempt)) if now.live else None
+        if not now.live:
+            return None
+        return now.revised(state=State.PROVISIONING, attempts=(*now.attempts, attempt), **changes)
 
-    reason = f"attempt {number}: {offer.type} in {offer.region}"
+    reason = as_line(f"attempt {number}: {', '.join(dict.fromkeys(each.type for each in rung))} in {offer.region}")
     return revise(context.ledger, record.id, change, actor=context.actor, reason=reason, generation=record.generation)
 
 
-def _offer_for(context: Context, record: KeptRecord) -> Offer:
-    if isinstance(record, LeaseRecord):
-        return choose_offer(context, record.request)[1]
-    return Offer(type="local", region="local", market="on-demand", usd_per_hour=0.0, gpus=0)
+def _next_rung(context: Context, record: KeptRecord) -> tuple[tuple[Offer, ...], datetime | None]:
+    """What is tried next, and until when the money lasts for that (rule R5); None: the deadline stays as it is."""
+    if not isinstance(record, LeaseRecord):
+        return (Offer(type="local", region="local", market="on-demand", usd_per_hour=0.0, gpus=0),), None
+    rung = next_rung(record, affordable_rungs(context, record.request))
+    price = max(each.usd_per_hour for each in rung)
+    return rung, ladder.deadline(record, price, context.ledger.now())
+
+
+def _no_more(record: KeptRecord, error: MlinfraError) -> MlinfraError:
+    """Why nothing more is tried, with what became of each attempt."""
+    told = "; ".join(f"attempt {a.number}, {ladder.described(a)}: {a.outcome}" for a in tried(record) if a.outcome)
+    return type(error)(f"{error.message} {told}.", error.remedy) if told and type(error) in ladder.ENDS else error
 
 
 def _note_plan(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
@@ -170,8 +198,11 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     private_folder(directory.parent)
     stack_input = platform.stack(record, attempt)
     stack = context.open_stack(directory, record, attempt.number)
-    stack.prepare(stack_input.root_module, stack_input.variables, deadline=until)
-    stack.plan(deadline=until)
+    stack.prepare(
+        stack_input.root_module, stack_input.variables,
+        deadline=until, within=stack_input.within, init_cache=context.home.init_cache,
+    )  # fmt: skip
+    check_plan(stack_input, stack.plan(deadline=until), stack.module)
     record = look_at_client(context, record)
     if record.live:
         record = mark_attempt(
@@ -183,8 +214,8 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     killpoint("before-apply", context.home.root)
     applied = stack.apply(deadline=until)
     killpoint("after-apply", context.home.root)
-    platform.check_up(record, attempt, until, still_wanted(context, record))
-    return _up(context, record, attempt, "applied and found up", applied.resources)
+    found = platform.check_up(record, attempt, applied.outputs, until, still_wanted(context, record))
+    return _up(context, record, attempt, "applied and found up", resources=applied.resources, found=found)
 
 
 def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
@@ -198,11 +229,13 @@ def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) ->
     if not resources or not platform.is_up(record, attempt):
         return _abandon(context, record, attempt)
     until = context.here(attempt.operation_deadline or _until(context, record))
-    platform.check_up(record, attempt, until, still_wanted(context, record))
-    return _up(context, record, attempt, "found whole after an interrupted apply", resources)
+    found = platform.check_up(record, attempt, stack.outputs(), until, still_wanted(context, record))
+    return _up(context, record, attempt, "found whole after an interrupted apply", resources=resources, found=found)
 
 
-def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, resources: tuple[str, ...]) -> KeptRecord:
+def _up(
+    context: Context, record: KeptRecord, attempt: Attempt, reason: str, *, resources: tuple[str, ...], found: Found
+) -> KeptRecord:
     """The attempt is up and the record ready, in one write: an operation that dies here leaves no attempt behind."""
     record = look_at_client(context, record)
     killpoint("before-ready", context.home.root)
@@ -211,7 +244,8 @@ def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, res
         moment = context.ledger.now()
         up = {
             "state": AttemptState.UP, "resources": resources, "operation": None, "operation_deadline": None,
-            "up_at": moment,
+            "up_at": moment, "nodes": found.nodes, "fleet": found.fleet, "mailbox": found.mailbox,
+            "launched_at": found.launched_at, "offer": found.offer or attempt.offer,
         }  # fmt: skip
         changes: dict[str, Any] = {
             "attempts": tuple(a.revised(**up) if a.number == attempt.number else a for a in now.attempts)
@@ -224,9 +258,11 @@ def _up(context: Context, record: KeptRecord, attempt: Attempt, reason: str, res
 
 
 def _abandon(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
-    """Give an attempt back before the next one begins."""
+    """Give an attempt back before the next one begins, or what of it costs money, where the rest may wait."""
     if attempt.state is AttemptState.RELEASED:
         return record
+    if context.platform(record.platform).destroys_later:
+        return stop_attempt(context, record, attempt.number)
     return release_attempt(context, record, attempt.number)
 
 

@@ -32,9 +32,10 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
         for attempt in now.attempts:
             if attempt.applied_at is None:
                 continue
-            gone = attempt.gone_at or moment
-            up += (gone - (attempt.up_at or attempt.applied_at)).total_seconds()
-            cost += (gone - attempt.applied_at).total_seconds() / 3600 * attempt.offer.usd_per_hour
+            gone = attempt.stopped_at or attempt.gone_at or moment
+            if not attempt.rents_nothing:
+                up += max(0.0, (gone - (attempt.up_at or attempt.applied_at)).total_seconds())
+            cost += attempt.cost_usd(moment)
         if isinstance(now, LeaseRecord):
             trained = sum(
                 (job.finished_at - job.started_at).total_seconds()

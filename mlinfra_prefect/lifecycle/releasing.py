@@ -160,6 +160,16 @@ def release_attempt(context: Context, record: KeptRecord, number: int) -> KeptRe
     return _destroy(context, _stop_meter(context, record, number), number)
 
 
+def stop_attempt(context: Context, record: KeptRecord, number: int) -> KeptRecord:
+    """Stop the meter of one attempt, while the record itself goes on; the rest of it goes at release. Idempotent.
+
+    Raises:
+        TemporaryError: what costs money could not be ended.
+        LeaseLost: a newer keeper took over.
+    """
+    return _stop_meter(context, record, number)
+
+
 def record_failed_pass(context: Context, record: KeptRecord, why: str) -> KeptRecord:
     """Count a pass that failed in a way that nobody foresaw."""
     return _failed(context, current(context, record), why)
@@ -220,8 +230,13 @@ def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord
     try:
         context.tell(record)
     finally:  # a desk that cannot be written keeps no meter running
-        context.platform(record.platform).stop_meter(record, attempt)
+        platform = context.platform(record.platform)
+        platform.stop_meter(record, attempt)
     killpoint("after-stop-meter", context.home.root)
+    if platform.destroys_later and attempt.stopped_at is None and attempt.applied_at is not None:
+        # What follows takes a while there, and costs nothing.
+        now = context.ledger.now()
+        record = mark_attempt(context, record, number, f"attempt {number}: the meter is stopped", stopped_at=now)
     return record
 
 
@@ -278,16 +293,21 @@ def _merged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _sweep(context: Context, record: KeptRecord) -> list[Search]:
-    """Look until the last two looks found nothing, a few times at most (rule R7). Ends what it finds."""
+    """Look until the last two looks found nothing, a few times at most (rule R7). Ends what it finds.
+
+    In a cloud what was told to end is seen for a while: there it is looked at for as long as that usually takes.
+    """
     platform = context.platform(record.platform)
+    until = time.monotonic() + platform.settle_seconds
     searches = [platform.sweep(record)]
     while len(searches) < CLEAN_SWEEPS or any(search.found for search in searches[-CLEAN_SWEEPS:]):
-        if len(searches) == MOST_SWEEPS:
+        if len(searches) >= MOST_SWEEPS and time.monotonic() >= until:
             break
         killpoint("between-sweeps", context.home.root)
         time.sleep(platform.consistency_seconds)
         searches.append(platform.sweep(record))
-    return searches
+    # Looks that only saw it go say nothing to anybody.
+    return [each for each in searches[:-CLEAN_SWEEPS] if each.ended] + searches[-CLEAN_SWEEPS:]
 
 
 def _failed(context: Context, record: KeptRecord, why: str) -> KeptRecord:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import StackInput
+from mlinfra_prefect.model.stack import Found, StackInput
 
 KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
 AGENT_END_SECONDS = 6.0
@@ -45,7 +45,11 @@ class LocalPlatform:
 
     name = "local"
     consistency_seconds = 0.0
+    settle_seconds = 0.0
     found_by_mark = True
+    emulated = True
+    most_attempts = 2
+    destroys_later = False
 
     def __init__(self, *, cache: Path, stacks: Path, here: Callable[[datetime], float] = datetime.timestamp) -> None:
         self._cache = cache
@@ -136,7 +140,7 @@ class LocalPlatform:
         }
         return StackInput(name=name, root_module=self._stacks / name, variables=variables)
 
-    def plan_stack(self) -> StackInput:
+    def plan_stack(self, request: TrainingRequest, rung: tuple[Offer, ...]) -> StackInput:  # noqa: ARG002 (clouds')
         """The stack of a node with placeholders, for plans made before any lease exists; creates nothing."""
         ids = {"ledger_id": "plan", "lease_id": "plan", "attempt": 1, "deadline": "", "environment": "plan", "tags": {}}
         agent = dict.fromkeys(("python", "archive", "spec", "grant", "node_dir"), "/planned")
@@ -148,9 +152,10 @@ class LocalPlatform:
         self,
         record: KeptRecord,
         attempt: Attempt,
+        outputs: Mapping[str, Any],  # noqa: ARG002 (the protocol's; clouds need them)
         deadline: float,
         wanted: Callable[[], bool] = lambda: True,
-    ) -> None:
+    ) -> Found:
         """Success is what exists, not an exit code: the agent lives, and a server answers.
 
         Raises:
@@ -176,6 +181,7 @@ class LocalPlatform:
                 raise EndpointNotReady(
                     f"The server of {record.id} ended. {node.why_gone()}".strip(), "Its log says why."
                 )
+        return Found()
 
     def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:  # noqa: ARG002 (the protocol's; clouds need it)
         """Whether the node or the server still lives."""

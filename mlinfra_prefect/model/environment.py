@@ -6,15 +6,17 @@ Caps belong here and not to the request, so that a partial override in a form ca
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, StringConstraints
 
 from mlinfra_prefect.errors import BudgetExceeded, InvalidInput
 from mlinfra_prefect.model.names import Id
 from mlinfra_prefect.model.record import Record
 from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, MAX_HOURLY_USD, MAX_MINUTES, MAX_USD, TrainingRequest
 
+Region = Annotated[str, StringConstraints(pattern=r"^[a-z]{2}(-[a-z]+)+-[0-9]$")]
+"""A region's name, such as eu-central-1."""
 SHORTEST_LIFE_SECONDS = 60
 """A budget that buys less than a minute buys nothing but the boot."""
 
@@ -47,6 +49,14 @@ class Caps(Record):
         le=MAX_HOURLY_USD,
         examples=[4.0],
     )
+    max_reserved_usd: float | None = Field(
+        default=None,
+        title="Budget of all (USD)",
+        description="What all leases that are not released can come to cost, together.",
+        gt=0,
+        le=MAX_USD,
+        examples=[100.0],
+    )
     max_gpus: int | None = Field(
         default=None, title="GPUs in one lease", description="Over all its nodes; 0: cpu only.", ge=0, examples=[8]
     )
@@ -59,13 +69,29 @@ class Caps(Record):
     )
 
 
+class AwsSettings(Record):
+    """How an environment uses AWS; what `init aws` made for it is found by its name and account."""
+
+    regions: tuple[Region, ...] = Field(
+        default=(),
+        title="Regions",
+        description="In the order in which they are tried; empty: the one of the AWS configuration.",
+        max_length=8,
+        examples=[["eu-central-1", "eu-west-1"]],
+    )
+    disk_gib: int = Field(
+        default=100, title="Disk (GiB)", description="Of one node, encrypted.", ge=20, le=16384, examples=[200]
+    )
+
+
 class Environment(Record):
     """A named configuration. ``dev`` on ``local`` exists without writing anything."""
 
     name: Id = Field(title="Name", description="As requests name it.", examples=["dev", "prod"])
-    platform: Literal["local"] = Field(
+    platform: Literal["local", "aws"] = Field(
         default="local", title="Default platform", description="Where a request runs that names none."
     )
+    aws: AwsSettings = Field(default=AwsSettings(), title="AWS", description="How requests on aws are met.")
     caps: Caps = Field(default=Caps(), title="Caps", description="The most that any one request may ask for.")
     input_roots: tuple[Path, ...] = Field(
         default=(),

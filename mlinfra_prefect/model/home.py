@@ -112,6 +112,16 @@ class Home:
         return Path(os.environ.get(CACHE_VARIABLE) or self.root / "cache").expanduser().absolute()
 
     @property
+    def init_cache(self) -> Path:
+        """What Terraform's ``init`` leaves, by module and engine."""
+        return self.cache / "init"
+
+    @property
+    def aws(self) -> Path:
+        """What this home knows of AWS: environments that were initialised, prices, and how to log in."""
+        return self.root / "aws"
+
+    @property
     def slots(self) -> Path:
         """Locks that limit the Terraform processes of this host: one place for all homes of a user.
 

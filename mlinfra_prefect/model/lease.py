@@ -7,6 +7,7 @@ in the same order. So they share one state machine; what differs is what they ho
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
@@ -62,6 +63,10 @@ ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[AttemptState]] = {
 }
 
 
+NOTHING_RENTED = ("CapacityUnavailable", "QuotaExceeded")
+"""Outcomes of an attempt after which no machine was there; the names of errors, as `Attempt.outcome` begins."""
+
+
 class Attempt(Record):
     """One offer tried, with a Terraform state of its own."""
 
@@ -84,6 +89,27 @@ class Attempt(Record):
     engine: Line = Field(
         default="", title="Engine", description="Name and version of Terraform.", examples=["terraform 1.11.4"]
     )
+    candidates: tuple[Offer, ...] = Field(
+        default=(), title="Candidates", description="Every offer that it may become, tried at once; empty: its offer."
+    )
+    nodes: tuple[Line, ...] = Field(
+        default=(), title="Nodes", description="The machines that it rented.", examples=[["i-0abcdef1234567890"]]
+    )
+    fleet: Line | None = Field(
+        default=None, title="Fleet", description="What holds its machines; None: nothing does.", examples=["fleet-0ab"]
+    )
+    mailbox: Line | None = Field(
+        default=None,
+        title="Mailbox",
+        description="Where its node is spoken to; None: in its directory.",
+        examples=["s3://mlinfra-prefect-artifacts-dev-123456789012-eu-central-1/nodes/AROAEXAMPLE:i-0abc"],
+    )
+    outcome: Line = Field(
+        default="",
+        title="Outcome",
+        description="Why it was not taken; empty: it was, or is being tried.",
+        examples=["CapacityUnavailable: no zone of eu-central-1 has p5.48xlarge now."],
+    )
     resources: tuple[Line, ...] = Field(
         default=(), title="Resources", description="Ever seen in its state.", examples=[["terraform_data.node"]]
     )
@@ -100,7 +126,27 @@ class Attempt(Record):
         default=None, title="Apply began", description="The meter runs from here; None: nothing was created."
     )
     up_at: Moment | None = Field(default=None, title="Up at", description="When it was found up; None: not yet.")
+    launched_at: Moment | None = Field(
+        default=None, title="Launched at", description="As its cloud says; None: the beginning of its apply counts."
+    )
+    stopped_at: Moment | None = Field(
+        default=None, title="Meter stopped at", description="When its machines were told to end; None: not yet."
+    )
     gone_at: Moment | None = Field(default=None, title="Gone at", description="When it was destroyed; None: not yet.")
+
+    @property
+    def rents_nothing(self) -> bool:
+        """Whether it is known to have cost nothing: nothing was applied, or there was nothing to be had."""
+        return self.applied_at is None or (not self.nodes and self.outcome.startswith(NOTHING_RENTED))
+
+    def metered_seconds(self, now: datetime) -> float:
+        """For how long its meter has run, until `now` at most."""
+        began, ended = self.launched_at or self.applied_at, self.stopped_at or self.gone_at or now
+        return 0.0 if self.rents_nothing or began is None else max(0.0, (ended - began).total_seconds())
+
+    def cost_usd(self, now: datetime) -> float:
+        """What it has cost until `now`, by the second, disks included."""
+        return self.metered_seconds(now) / 3600 * self.offer.usd_per_hour
 
 
 class Client(Record):
@@ -233,6 +279,13 @@ class LeaseRecord(Kept):
         title="Request hash", description="Of the whole request.", examples=["60303ae22b998861bce3"]
     )
     deadline: Moment = Field(title="Hard deadline", description="Nothing extends past it.")
+    reserved_usd: float = Field(
+        default=0.0,
+        title="Reserved (USD)",
+        description="The most that it can come to cost; it counts against its environment's cap until it is released.",
+        ge=0,
+        examples=[24.4],
+    )
     keep_until: Moment | None = Field(default=None, title="Kept until", description="With on_client_lost='keep'.")
     resume_holds: tuple[Line, ...] = Field(
         default=(),

@@ -25,6 +25,51 @@ class Offer(Record):
     skipped: Line | None = Field(
         default=None, title="Skipped", description="Why it cannot be taken; None: it can.", examples=["no quota"]
     )
+    vcpus: int | None = Field(
+        default=None, title="vCPUs", description="In one node; None: not known.", ge=1, examples=[96]
+    )
+    memory_gib: float | None = Field(
+        default=None, title="Memory (GiB)", description="Of one node; None: not known.", gt=0, examples=[1152.0]
+    )
+    gpu_memory_gib: float | None = Field(
+        default=None, title="GPU memory (GiB)", description="Of one GPU; None: no GPU.", gt=0, examples=[80.0]
+    )
+    quota_headroom: int | None = Field(
+        default=None,
+        title="Quota headroom (vCPUs)",
+        description="What its quota leaves now; None: not known, or there is no quota.",
+        ge=0,
+        examples=[192],
+    )
+    priced_at: Moment | None = Field(
+        default=None, title="Priced at", description="When its price was learned; None: it has none to learn."
+    )
+    price_source: Literal["pricing-api", "spot-history", "snapshot", "none"] = Field(
+        default="none", title="Price's source", description="Who told its price.", examples=["pricing-api"]
+    )
+
+
+PRICE_BAND = 1.5
+"""By how much a rung's dearest offer may be above its cheapest: the money is reckoned with the dearest."""
+
+
+def rungs(offers: tuple[Offer, ...]) -> tuple[tuple[Offer, ...], ...]:
+    """Group the offers that can be taken into rungs of a ladder, in their order. Pure.
+
+    A rung is what one request to the cloud can try at once: one region, one market, and prices that are near each
+    other. What is much dearer is a rung of its own, which comes after.
+    """
+    found: dict[tuple[str, str], list[list[Offer]]] = {}
+    for offer in offers:
+        if offer.skipped is None:
+            bands = found.setdefault((offer.region, offer.market), [[offer]])
+            if offer is bands[0][0]:
+                continue
+            if offer.usd_per_hour <= PRICE_BAND * bands[-1][0].usd_per_hour:
+                bands[-1].append(offer)
+            else:
+                bands.append([offer])
+    return tuple(tuple(band) for bands in found.values() for band in bands)
 
 
 class PlannedResource(Record):

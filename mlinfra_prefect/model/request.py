@@ -48,8 +48,15 @@ class TrainingRequest(Record):
     environment: Id = Field(
         default="dev", title="Environment", description="Whose caps and defaults hold.", examples=["dev", "prod"]
     )
-    platform: Literal["local"] | None = Field(
+    platform: Literal["local", "aws"] | None = Field(
         default=None, title="Platform", description="Where; the environment's default when not given."
+    )
+    ami: str | None = Field(
+        default=None,
+        title="Machine image",
+        description="On aws: what a node boots; one with driver and toolkit is found when not given.",
+        pattern=r"^ami-[0-9a-f]{8,17}$",
+        examples=["ami-0abcdef1234567890"],
     )
     max_minutes: int | None = Field(
         default=None,
@@ -281,6 +288,13 @@ class ServingRequest(Record):
         max_length=64,
         examples=[["sklearn.tree._tree.Tree"]],
     )
+
+    @field_validator("platform", mode="before")
+    @classmethod
+    def _served_here(cls, value: Any) -> Any:
+        if value == "aws":
+            raise ValueError("nothing is served on aws in this version: train there, and deploy on 'local'")
+        return value
 
     @field_validator("max_replicas")
     @classmethod

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from mlinfra_prefect.model.offer import Offer
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +19,22 @@ class StackInput:
     root_module: Path
     variables: Mapping[str, Any]
     env: Mapping[str, str] = field(default_factory=dict)
+    within: Path | None = None
+    """The directory that the module's own local modules may lie in; None: its own."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """What everything billable of it must carry; empty: nothing of it is rented, so its plan needs no gate."""
+    egress: str = "internet"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a platform found up after an apply: the machines, what holds them, and which offer it has become."""
+
+    nodes: tuple[str, ...] = ()
+    fleet: str | None = None
+    mailbox: str | None = None
+    launched_at: datetime | None = None
+    offer: Offer | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from mlinfra_prefect.errors import (
     StateLocked,
     TerraformFailed,
 )
-from mlinfra_prefect.terraform import bundle, command, lock, module, planned, stale, state
+from mlinfra_prefect.terraform import bundle, command, initialised, lock, module, planned, stale, state
 from mlinfra_prefect.terraform.files import write_private
 from mlinfra_prefect.terraform.layout import Layout
 from mlinfra_prefect.terraform.operation import Runner
@@ -89,6 +89,11 @@ class Stack:
     def lock_file(self) -> Path:
         """The file whose lock every Terraform process of this stack inherits."""
         return self._layout.lock
+
+    @property
+    def module(self) -> Path:
+        """The copy of the root module that this stack runs."""
+        return self._layout.workdir
 
     def in_flight(self) -> bool:
         """True while any Terraform process of this stack is alive, whoever started it. Does not block."""
@@ -171,6 +176,7 @@ class Stack:
         deadline: float,
         within: Path | None = None,
         backend: Mapping[str, str] | None = None,
+        init_cache: Path | None = None,
     ) -> None:
         """Copies the module and its variables into the stack, and initialises it where that is needed.
 
@@ -183,6 +189,7 @@ class Stack:
             deadline: epoch seconds.
             within: directory that the module's own local modules may lie in; default: the module's directory.
             backend: settings for a partial backend block of the module.
+            init_cache: where what ``init`` leaves is kept for the next stack of this module; None: nowhere.
 
         Raises:
             InvalidInput: the module cannot be copied, or a variable is not declared or not a JSON value.
@@ -204,8 +211,15 @@ class Stack:
         write_private(layout.var_file, json.dumps(dict(variables)).encode())
         layout.record(found)
         if found.needs_init:
+            kept = None
+            if init_cache is not None and not found.has_backend:
+                kept = initialised.place(init_cache, self.engine, str((layout.about or {})["digest"]))
+                if initialised.restore(kept, layout.workdir):
+                    return
             argv = command.init(self.engine.path, locked=found.locked, backend=backend or {})
             self._runner.succeed(argv, layout.workdir, deadline)
+            if kept is not None:
+                initialised.keep(kept, layout.workdir)
 
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.

@@ -58,6 +58,8 @@ def recognised(
     asked = parse_qs(query, keep_blank_values=True)
     credential = (asked.get("X-Amz-Credential") or [""])[0].split("/")
     service = scope["service"] if scope else (credential[3] if len(credential) > 4 else "")
+    if not service and {"AWSAccessKeyId", "Signature"} <= asked.keys():
+        service = "s3"  # a presigned address of the older kind, which names no service: no other has them
     target = headers.get("x-amz-target", "")
     if target:
         return Operation(target.rpartition(".")[2], service, "json")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import urllib.request
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
 from mlinfra_prefect.errors import UnsupportedHere
-from mlinfra_prefect.testing.faults import FaultProxy
+from mlinfra_prefect.testing.faults import Application, FaultProxy
 
+Wrapper = Callable[[Application], Application]
 REGION = "us-east-1"
 JOIN_SECONDS = 10.0
 
@@ -19,9 +22,18 @@ class MotoServer:
 
     moto keeps its accounts in the process, so two servers in one process show the same ones: use buckets of your own,
     or `reset`. Requests are carried out one at a time: S3's conditional write is one step, and moto's is two.
+
+    Args:
+        port: of the loopback interface; 0: a free one.
+        behind: wraps moto, behind the proxy: what moto lacks, under the same faults.
+        before: wraps the proxy: what is to have neither faults nor a log.
+
+    Raises:
+        UnsupportedHere: moto is not installed.
+        OSError: the port is taken.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, port: int = 0, behind: Wrapper | None = None, before: Wrapper | None = None) -> None:
         try:
             from moto.server import DomainDispatcherApplication, create_backend_app
             from werkzeug.serving import WSGIRequestHandler, make_server
@@ -41,8 +53,14 @@ class MotoServer:
             def log(self, *_: Any, **__: Any) -> None:
                 """Say nothing: the proxy has a log."""
 
-        self.proxy = FaultProxy(DomainDispatcherApplication(create_backend_app), serial=True)
-        self._server = make_server("127.0.0.1", 0, self.proxy, threaded=True, request_handler=Quiet)
+        moto: Application = DomainDispatcherApplication(create_backend_app)
+        self.proxy = FaultProxy(behind(moto) if behind else moto, serial=True)
+        front: Application = before(self.proxy) if before else self.proxy
+        # Bound here: Werkzeug ends the program where a port is taken.
+        with socket.create_server(("127.0.0.1", port), backlog=128) as bound:
+            self._server = make_server(
+                "127.0.0.1", port, front, threaded=True, request_handler=Quiet, fd=bound.fileno()
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="moto", daemon=True)
 
     @property

@@ -17,7 +17,8 @@ from __future__ import annotations
 import io
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from http import HTTPStatus
@@ -89,7 +90,7 @@ class FaultProxy:
 
     def __init__(self, application: Application, *, serial: bool = False) -> None:
         self._application = application
-        self._one = threading.Lock() if serial else None
+        self._one = threading.RLock() if serial else None
         self._changed = threading.Condition()
         self._rules: list[Rule] = []
         self._log: list[Seen] = []
@@ -149,6 +150,18 @@ class FaultProxy:
         """End every delay at once. Idempotent."""
         self._closing.set()
 
+    @contextmanager
+    def exclusively(self) -> Iterator[None]:
+        """Keep requests from being carried out meanwhile; with `serial` only. Re-entrant in one thread.
+
+        For what reads or changes the application's state from outside a request.
+        """
+        if self._one is None:
+            yield
+            return
+        with self._one:
+            yield
+
     def _found(self, rule: Rule, phase: Phase, since: int) -> list[Seen]:
         with self._changed:
             return [
@@ -164,7 +177,7 @@ class FaultProxy:
         Raises:
             ConnectionAbortedError: the server is to close the connection without an answer (Werkzeug's does).
         """
-        operation, path = _read(environ), str(environ.get("PATH_INFO", ""))
+        operation, path = read_operation(environ), str(environ.get("PATH_INFO", ""))
         rule, seen = self._taken(operation, str(environ.get("REQUEST_METHOD", "")), path)
         self._pause(rule.delay_before)
         if rule.drop_before:
@@ -242,8 +255,8 @@ class FaultProxy:
             self._closing.wait(seconds)
 
 
-def _read(environ: dict[str, Any]) -> Operation:
-    """Recognise a request, and leave its body as it was."""
+def read_operation(environ: dict[str, Any]) -> Operation:
+    """Recognise a WSGI request, and leave its body as it was."""
     headers = {name[5:].replace("_", "-").lower(): str(value) for name, value in environ.items() if name[:5] == "HTTP_"}
     headers["content-type"] = str(environ.get("CONTENT_TYPE") or "")
     body = b""

@@ -32,6 +32,8 @@ FORM = {"content-type": "application/x-www-form-urlencoded; charset=utf-8"}
         ("POST", "127.0.0.1", "/b", "delete", S3, b"", "DeleteObjects"),
         ("PUT", "127.0.0.1", "/b/a", "", {**S3, "x-amz-copy-source": "b/c"}, b"", "CopyObject"),
         ("GET", "127.0.0.1", "/", "", S3, b"", "ListBuckets"),
+        ("GET", "127.0.0.1", "/b/a", "AWSAccessKeyId=AK&Signature=x&Expires=1", {}, b"", "GetObject"),
+        ("PUT", "127.0.0.1", "/b/a", "X-Amz-Credential=AK/20260101/us-east-1/s3/aws4_request", {}, b"", "PutObject"),
         ("POST", "ec2.aws", "/", "", FORM, b"Action=RunInstances&Version=2016-11-15", "RunInstances"),
         ("GET", "sts.aws", "/", "Action=GetCallerIdentity", {}, b"", "GetCallerIdentity"),
         ("POST", "ddb.aws", "/", "", {"x-amz-target": "DynamoDB_20120810.GetItem"}, b"{}", "GetItem"),

@@ -1,0 +1,122 @@
+"""The buckets of an environment as such: whether they are there and safe, and how they go again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlinfra_prefect.aws import sweeping
+from mlinfra_prefect.aws.environment import AwsEnvironment
+from mlinfra_prefect.aws.sdk import client, code_of, refused
+from mlinfra_prefect.errors import InvalidInput, NotYetDestroyed, PlanRejected
+
+ABSENT = frozenset({"404", "NoSuchBucket", "NotFound"})
+FEWEST_ZONES = 2
+"""Capacity is a matter of zones: with one of them a lease has one place to try."""
+
+
+def exists(bucket: str, region: str) -> bool:
+    """Whether a bucket is there, and ours to use.
+
+    Raises:
+        MlinfraError: it is somebody else's, or AWS cannot be asked.
+    """
+    try:
+        client("s3", region).head_bucket(Bucket=bucket)
+    except Exception as error:
+        if code_of(error)[0] in ABSENT:
+            return False
+        raise refused(error, f"looking at s3://{bucket} (s3:ListBucket)") from error
+    return True
+
+
+def check(bucket: str, region: str) -> None:
+    """Refuse a state bucket that can lose or show what lies in it.
+
+    Raises:
+        PlanRejected: it is not versioned, or it may be public.
+    """
+    s3 = client("s3", region)
+    try:
+        versioned = s3.get_bucket_versioning(Bucket=bucket).get("Status") == "Enabled"
+        try:
+            block = s3.get_public_access_block(Bucket=bucket)["PublicAccessBlockConfiguration"]
+        except Exception as error:
+            if code_of(error)[0] != "NoSuchPublicAccessBlockConfiguration":
+                raise
+            block = {}
+    except Exception as error:
+        raise refused(error, f"looking at s3://{bucket}") from error
+    if not versioned:
+        raise PlanRejected(
+            f"The state bucket {bucket} is not versioned: an overwritten state would be lost. Nothing was created.",
+            f"aws s3api put-bucket-versioning --bucket {bucket} --versioning-configuration Status=Enabled",
+        )
+    if not block or not all(block.values()):
+        raise PlanRejected(
+            f"The state bucket {bucket} may be made public. Nothing was created.",
+            f"aws s3api put-public-access-block --bucket {bucket} --public-access-block-configuration "
+            "BlockPublicAcls=true,IgnorePublicAcls=true,BlockPublicPolicy=true,RestrictPublicBuckets=true",
+        )
+
+
+def zones(region: str, most: int) -> list[str]:
+    """The first zones of a region that this account may use.
+
+    Raises:
+        InvalidInput: there are too few, or no such region.
+    """
+    try:
+        answer = client("ec2", region).describe_availability_zones(
+            Filters=[{"Name": "state", "Values": ["available"]}, {"Name": "zone-type", "Values": ["availability-zone"]}]
+        )
+    except Exception as error:
+        raise refused(error, f"listing the zones of {region} (ec2:DescribeAvailabilityZones)") from error
+    found = sorted(str(each["ZoneName"]) for each in answer["AvailabilityZones"])[:most]
+    if len(found) < FEWEST_ZONES:
+        raise InvalidInput("region", f"{region} has {len(found)} zone(s) for this account", "Choose another region.")
+    return found
+
+
+def leased(made: AwsEnvironment) -> list[str]:
+    """What carries a lease of any ledger in an environment: ids of leases, with their ledgers."""
+    return [
+        f"{carried.lease_id} of ledger {carried.ledger_id}"
+        for region in made.regions
+        for carried in sweeping.carriers(client, region.name)
+        if carried.environment == made.name
+    ]
+
+
+def empty(bucket: str, region: str) -> None:
+    """Delete everything in a bucket, every version of it. Idempotent; an absent bucket is empty.
+
+    Raises:
+        MlinfraError: something cannot be deleted.
+    """
+    s3 = client("s3", region)
+    left: list[str] = []
+    try:
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+            doomed: list[dict[str, Any]] = [
+                {"Key": each["Key"], "VersionId": each["VersionId"]}
+                for each in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
+            ]
+            if doomed:
+                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": doomed, "Quiet": True})
+                left += [f"{each['Key']} ({each['Message']})" for each in answer.get("Errors", ())]
+    except Exception as error:
+        if code_of(error)[0] in ABSENT:
+            return
+        raise refused(error, f"emptying s3://{bucket}") from error
+    if left:
+        raise NotYetDestroyed(f"s3://{bucket} still has {', '.join(left[:3])} and {max(0, len(left) - 3)} more.")
+
+
+def delete(bucket: str, region: str) -> None:
+    """Delete a bucket with everything in it. Idempotent."""
+    empty(bucket, region)
+    try:
+        client("s3", region).delete_bucket(Bucket=bucket)
+    except Exception as error:
+        if code_of(error)[0] not in ABSENT:
+            raise refused(error, f"deleting s3://{bucket}") from error

@@ -1,0 +1,87 @@
+"""Stop the meter: the end of what costs by the second, told before Terraform is asked to destroy anything.
+
+A destroy takes a minute and may fail; the machines of a training that is over should not wait for it. So this tells
+everything to end in as few calls as there are, in the order in which nothing new can appear behind it, and waits for
+nothing: the sweep that follows the destroy says what is left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlinfra_prefect.aws import ending, kinds, tags
+from mlinfra_prefect.aws.asking import Clients, Refused, listed
+from mlinfra_prefect.errors import NotYetDestroyed
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """What was told to end; what had ended before is in none of these.
+
+    Attributes:
+        fleets: their ids; each was deleted with its instances.
+        instances: ids of instances that ran on beside the fleet's end.
+        spot_requests: ids of spot requests.
+    """
+
+    fleets: tuple[str, ...] = ()
+    instances: tuple[str, ...] = ()
+    spot_requests: tuple[str, ...] = ()
+
+
+def stop(
+    clients: Clients, region: str, *, ledger_id: str, lease_id: str, attempt: int, fleet_id: str | None = None,
+    instance_ids: Iterable[str] = (), spot: bool = True,
+) -> Stopped:  # fmt: skip
+    """Tell everything of an attempt that costs by the second to end. Idempotent; what is absent is success.
+
+    Two calls where the fleet is known and was not of spot machines: the first of them ends it with its instances, the
+    second looks for more of the attempt by its tags. A third looks for spot requests, and one each ends the instances
+    and the requests that live on.
+
+    Args:
+        clients: of the SDK; their own retries are the only ones.
+        region: where the attempt is.
+        ledger_id: of the lease.
+        lease_id: the lease's id.
+        attempt: its number.
+        fleet_id: the instant fleet that it made; None: nobody knows one.
+        instance_ids: the instances that it is known to have; those without tags are ended as well.
+        spot: False: it asked for no spot machines, so no spot requests are looked for.
+
+    Raises:
+        NotYetDestroyed: something could not be told to end, or not be looked for; the rest was ended all the same.
+    """
+    client = clients("ec2", region)
+    selection = tags.of_lease(ledger_id, lease_id, attempt)
+    problems: dict[str, Refused] = {}
+
+    def told(kind: kinds.Kind, ids: Iterable[str], refused: ending.Reasons) -> tuple[str, ...]:
+        problems.update({f"{kind.name} {each}": why for each, why in refused.items()})
+        return tuple(each for each in ids if each not in refused)
+
+    def seen(kind: kinds.Kind) -> list[kinds.Thing]:
+        try:
+            found = kinds.describe(clients, region, kind, selection)
+        except Refused as why:
+            problems[f"{kind.name}s that carry its tags"] = why
+            return []
+        return [each for each in found if not each.marks.shared]
+
+    fleets: tuple[str, ...] = ()
+    if fleet_id:
+        fleets = told(kinds.FLEET, (fleet_id,), ending.delete_fleets(client, (fleet_id,)))
+    found = seen(kinds.INSTANCE)
+    ended = {each.id for each in found if not each.lives}
+    living = dict.fromkeys([*(each.id for each in found if each.lives), *instance_ids])
+    running = [each for each in living if each not in ended]
+    instances = told(kinds.INSTANCE, running, ending.terminate(client, running))
+    asked = [each.id for each in seen(kinds.SPOT_REQUEST) if each.lives] if spot else []
+    requests = told(kinds.SPOT_REQUEST, asked, ending.cancel_spot_requests(client, asked))
+    if problems:
+        why = listed([f"{name}: {each.reason}" for name, each in problems.items()], "; ")
+        raise NotYetDestroyed(
+            f"The meter of {lease_id}/{attempt} in {region} may run on: {why}.", next(iter(problems.values())).remedy
+        )
+    return Stopped(fleets, instances, requests)

@@ -1,0 +1,331 @@
+"""The platform AWS: an instant fleet is the node of an attempt, and its mailbox lies in the artifact bucket.
+
+What Terraform makes is small (a launch template and a fleet) and carries our tags from birth, so everything here can be
+found again from the tags alone: no release waits for a state that is lost. Training only: what is served lives on
+another platform.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn
+from urllib.parse import urlsplit
+
+from mlinfra_prefect.agent.archive import build_archive
+from mlinfra_prefect.agent.folders import private_folder
+from mlinfra_prefect.aws import environment as environments, fleets, images, kinds, meter, offers, rungs, sweeping, tags
+from mlinfra_prefect.aws.asking import Refused
+from mlinfra_prefect.aws.environment import AwsEnvironment
+from mlinfra_prefect.aws.node import BucketNode, NoNode
+from mlinfra_prefect.aws.sdk import client, refused
+from mlinfra_prefect.errors import NodeLost, UnsupportedHere
+from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
+from mlinfra_prefect.model.environment import AwsSettings
+from mlinfra_prefect.model.lease import Attempt, LeaseRecord
+from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.receipt import Search
+from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
+from mlinfra_prefect.model.served import Served
+from mlinfra_prefect.model.stack import Found, StackInput
+
+KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
+AGENT_URL_SECONDS = 3600
+"""For how long a node that boots may fetch the agent's archive."""
+POLL_SECONDS = 0.25
+LOOK_SECONDS = 10.0
+"""How often a machine that has not reported yet is looked at: it may be gone."""
+ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
+
+
+class AwsPlatform:
+    """See `lifecycle.platform.Platform`.
+
+    Args:
+        cache: what can be made again: prices, types, the agent's archive.
+        place: of the home, where initialised environments are noted.
+        stacks: the package's root modules.
+        settings: the project's settings for an environment, by its name.
+        here: a moment of the ledger's clock as epoch seconds of this host's.
+    """
+
+    name = "aws"
+    found_by_mark = True
+    settle_seconds = 240.0
+    most_attempts = 12
+    destroys_later = True
+
+    def __init__(
+        self, *, cache: Path, place: Path, stacks: Path, settings: Callable[[str], AwsSettings],
+        here: Callable[[datetime], float] = datetime.timestamp,
+    ) -> None:  # fmt: skip
+        self._cache, self._place, self._stacks = cache, place, stacks
+        self._settings, self._here = settings, here
+
+    @property
+    def emulated(self) -> bool:
+        """Whether AWS is emulated on this host: what is rented ends with it."""
+        host = urlsplit(os.environ.get(ENDPOINT_VARIABLE, "")).hostname or ""
+        return host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
+    def consistency_seconds(self) -> float:
+        """How long EC2 may take to show what was made: less where it is emulated."""
+        return 0.5 if self.emulated else 10.0
+
+    # --- before anything exists ---------------------------------------------------------------------------------------
+
+    def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
+        """The ladder: types, zones and regions, best first; those that cannot be taken say why."""
+        made = self.environment(request.environment)
+        settings = self._settings(request.environment)
+        wanted = settings.regions or tuple(each.name for each in made.regions)
+        zones = {name: tuple(sorted(made.region(name).subnets)) for name in wanted}
+        public = any(made.region(name).public_ip for name in wanted)
+        return offers.find(request, zones, cache=self._cache / "aws", disk_gib=settings.disk_gib, public_ip=public)
+
+    def environment(self, name: str) -> AwsEnvironment:
+        """What `init aws` made for an environment.
+
+        Raises:
+            NotInitialised: nothing yet.
+        """
+        return environments.load(name, self._place)
+
+    def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
+        """The stack of an attempt: its fleet, and what its nodes are told. Puts the agent's archive into the bucket."""
+        lease = _lease(record)
+        made = self.environment(record.environment)
+        rung = attempt.candidates or (attempt.offer,)
+        deadline = self._here(lease.deadline)
+        ids = {"ledger_id": record.ledger_id, "lease_id": record.id, "attempt": attempt.number}
+        told = rungs.boot(
+            made, rung, self._agent(made), endpoint=os.environ.get(ENDPOINT_VARIABLE, ""), ids=ids, deadline=deadline
+        )
+        marks = tags.of(lease, attempt.number)
+        mlinfra = {**ids, "deadline": str(deadline), "environment": record.environment, "tags": marks}
+        left = deadline - time.time()
+        return self._stack_input(lease.request, rung, made, mlinfra=mlinfra, boot=told, seconds_left=left)
+
+    def plan_stack(self, request: TrainingRequest, rung: tuple[Offer, ...]) -> StackInput:
+        """The same stack with placeholders; creates nothing."""
+        made = self.environment(request.environment)
+        agent = rungs.Agent("https://planned.invalid/agent.pyz", "0" * 64)
+        ids = {"ledger_id": "plan", "lease_id": "plan", "attempt": 1}
+        told = rungs.boot(made, rung, agent, endpoint="", ids=ids, deadline=0.0)
+        marks = tags.planned(request.environment)
+        mlinfra = {**ids, "deadline": "", "environment": request.environment, "tags": marks}
+        left = 60.0 * (request.max_minutes or DEFAULT_MAX_MINUTES)
+        return self._stack_input(request, rung, made, mlinfra=mlinfra, boot=told, seconds_left=left)
+
+    def _stack_input(
+        self, request: TrainingRequest, rung: tuple[Offer, ...], made: AwsEnvironment, *,
+        mlinfra: Mapping[str, Any], boot: str, seconds_left: float,
+    ) -> StackInput:  # fmt: skip
+        image = images.lookup_image(rung[0].region, "gpu" if rung[0].gpus else "cpu", request.ami)
+        settings = self._settings(request.environment)
+        return StackInput(
+            name="aws-gpu",
+            root_module=self._stacks / "aws-gpu",
+            variables=rungs.variables(
+                mlinfra, rung, made, image,
+                disk_gib=settings.disk_gib, boot=boot, seconds_left=seconds_left,
+            ),
+            within=self._stacks.parent,
+            tags=dict(mlinfra["tags"]),
+            egress=made.egress,
+        )  # fmt: skip
+
+    def _agent(self, made: AwsEnvironment) -> rungs.Agent:
+        archive = build_archive(self._cache)
+        content = archive.read_bytes()
+        s3, key = client("s3", made.home_region), f"agents/{archive.name}"
+        try:
+            # Always: whoever asks whether it is there pays as much, and what lies there may be somebody else's.
+            s3.put_object(Bucket=made.artifact_bucket, Key=key, Body=content)
+            url = s3.generate_presigned_url(
+                "get_object", Params={"Bucket": made.artifact_bucket, "Key": key}, ExpiresIn=AGENT_URL_SECONDS
+            )
+        except Exception as error:
+            raise refused(error, f"writing s3://{made.artifact_bucket}/{key}") from error
+        return rungs.Agent(str(url), hashlib.sha256(content).hexdigest())
+
+    # --- what exists --------------------------------------------------------------------------------------------------
+
+    def check_up(
+        self, record: KeptRecord, attempt: Attempt, outputs: Mapping[str, Any], deadline: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> Found:  # fmt: skip
+        """Success is the machine that exists, whose agent reports, and which passed its acceptance test.
+
+        Raises:
+            CapacityUnavailable, QuotaExceeded: the fleet is empty, and that is why.
+            PermanentError: the fleet is empty, and another one would be.
+            NodeLost: the machine ended, did not report in time, or is unfit.
+        """
+        made, region = self.environment(record.environment), attempt.offer.region
+        listed = tuple(str(each["id"]) for each in outputs.get("nodes") or ())
+        outcome = fleets.outcome(client, region, str(outputs["fleet_id"]), listed)
+        if not outcome.instances:
+            raise fleets.decision(outcome.errors)
+        machine = outcome.instances[0]
+        mailbox = f"s3://{made.artifact_bucket}/nodes/{made.node_role_id}:{machine.id}"
+        node = self._open(mailbox, Path(attempt.node_dir))
+        node.begin({"poll_seconds": 0.2} if self.emulated else {})
+        self._wait(node, region, machine.id, deadline, wanted)
+        return Found(
+            nodes=tuple(each.id for each in outcome.instances),
+            fleet=str(outputs["fleet_id"]),
+            mailbox=mailbox,
+            launched_at=machine.launched_at,
+            offer=_became(attempt, machine),
+        )
+
+    def _wait(self, node: BucketNode, region: str, machine: str, deadline: float, wanted: Callable[[], bool]) -> None:
+        look = time.monotonic() + LOOK_SECONDS
+        while not node.ready():
+            why = node.unfit()
+            if why:
+                raise NodeLost(f"The machine {machine} is unfit: {why}", "Another one is tried.")
+            if time.time() >= deadline or not wanted():
+                last = "its lease is not wanted any more" if time.time() < deadline else "its time was over"
+                raise NodeLost(f"The machine {machine} in {region} did not report before {last}. {node.why_gone()}")
+            if time.monotonic() >= look:
+                if not fleets.alive(client, region, machine):
+                    raise NodeLost(f"The machine {machine} in {region} ended while it booted. {node.why_gone()}")
+                look = time.monotonic() + LOOK_SECONDS
+            time.sleep(POLL_SECONDS)
+
+    def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:
+        """Whether its node lives; of one that nobody has spoken to yet, whether there is a machine."""
+        if attempt.mailbox is not None:
+            return self.node(attempt).alive()
+        selection = tags.of_lease(record.ledger_id, record.id, attempt.number)
+        try:
+            return any(each.lives for each in kinds.describe(client, attempt.offer.region, kinds.INSTANCE, selection))
+        except Refused as why:
+            raise why.error(f"Looking for the machines of {record.id}/{attempt.number}") from why
+
+    def node(self, attempt: Attempt) -> BucketNode | NoNode:
+        """The node of an attempt; one that was never up says so."""
+        if attempt.mailbox is None:
+            return NoNode(Path(attempt.node_dir))
+        return self._open(attempt.mailbox, Path(attempt.node_dir))
+
+    @staticmethod
+    def _open(mailbox: str, directory: Path) -> BucketNode:
+        private_folder(directory)
+        bucket, _, prefix = mailbox.removeprefix("s3://").partition("/")
+        return BucketNode(directory, client("s3", region_of(bucket)), bucket, prefix)
+
+    def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:
+        """End its machines: the fleet by its id, and whatever carries its tags. Idempotent; waits for nothing."""
+        if attempt.applied_at is None:
+            return
+        meter.stop(
+            client, attempt.offer.region, ledger_id=record.ledger_id, lease_id=record.id, attempt=attempt.number,
+            fleet_id=attempt.fleet, instance_ids=attempt.nodes, spot=attempt.offer.market == "spot",
+        )  # fmt: skip
+
+    def sweep(self, record: KeptRecord) -> Search:
+        """Look for anything that carries the record's tags, in every region that any attempt named, and end it."""
+        regions = tuple(dict.fromkeys(each.offer.region for each in record.attempts if each.applied_at is not None))
+        found: list[str] = []
+        ended: list[str] = []
+        for region in regions:
+            known = tuple(each.fleet for each in record.attempts if each.fleet and each.offer.region == region)
+            seen = sweeping.search(client, region, ledger_id=record.ledger_id, lease_id=record.id, fleets=known)
+            refusals = {each.name: str(each) for each in seen.refused}
+            found += [refusals.get(name, name) for name in seen.found]
+            ended += seen.ended
+        return Search(
+            what=f"{sweeping.KINDS} tagged {tags.LEDGER}={record.ledger_id}, {tags.LEASE}={record.id}",
+            where=as_line(", ".join(regions) or "no region: nothing was applied"),
+            at=datetime.now(UTC),
+            found=tuple(map(as_line, found)),
+            ended=tuple(map(as_line, ended)),
+        )
+
+    def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
+        """Keep a released node's logs; delete its mirror and its mailbox. Idempotent; files never stop a release."""
+        del record
+        if attempt.mailbox is not None:
+            with contextlib.suppress(Exception):  # the bucket forgets mailboxes by itself, after some days
+                self._open(attempt.mailbox, Path(attempt.node_dir)).empty()
+        node_dir = Path(attempt.node_dir)
+        if not node_dir.is_dir():
+            return
+        logs = node_dir.parent.parent / "logs"
+        with contextlib.suppress(OSError):
+            logs.mkdir(mode=0o700, exist_ok=True)
+            for log in node_dir.glob("jobs/*/*"):
+                if log.name in KEPT_OF_A_JOB and log.is_file() and not log.is_symlink():
+                    shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
+            for log in node_dir.glob("*.log"):
+                shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
+        shutil.rmtree(node_dir, ignore_errors=True)
+        shutil.rmtree(node_dir.parent / "staging", ignore_errors=True)
+
+    # --- serving: not here --------------------------------------------------------------------------------------------
+
+    def route(self, endpoint: EndpointRecord, seconds: float = 10.0) -> Served:
+        """Not on this platform."""
+        del endpoint, seconds
+        _not_served()
+
+    def served(self, endpoint: EndpointRecord) -> Served | None:
+        """Not on this platform."""
+        del endpoint
+        _not_served()
+
+    def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
+        """Not on this platform."""
+        del rollout, row
+        _not_served()
+
+    def token(self, record: EndpointRecord | RolloutRecord) -> str | None:
+        """Not on this platform."""
+        del record
+        _not_served()
+
+    def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
+        """Not on this platform."""
+        del record, until
+        _not_served()
+
+    def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
+        """Not on this platform."""
+        del wanted, taken
+        _not_served()
+
+
+def region_of(bucket: str) -> str:
+    """The region of a bucket of ours: its name ends with account and region. Pure."""
+    found = re.search(r"-\d{12}-(.+)$", bucket)
+    assert found is not None  # `environment.artifact_bucket` made it
+    return found[1]
+
+
+def _became(attempt: Attempt, machine: fleets.Machine) -> Offer | None:
+    for offer in attempt.candidates or (attempt.offer,):
+        if offer.type == machine.type:
+            return offer.revised(zones=(machine.zone,))
+    return None
+
+
+def _lease(record: KeptRecord) -> LeaseRecord:
+    if not isinstance(record, LeaseRecord):
+        _not_served()
+    return record
+
+
+def _not_served() -> NoReturn:
+    raise UnsupportedHere("platform: nothing is served on aws in this version.", "Deploy on platform 'local'.")

@@ -1,0 +1,146 @@
+"""``init aws``: show what an environment would share and what that costs at rest, ask, and make it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import get_args
+
+from mlinfra_prefect.aws import environment as environments, quotas
+from mlinfra_prefect.cli.columns import Table, cell
+from mlinfra_prefect.cli.opening import opened
+from mlinfra_prefect.cli.outcome import DONE, FAILED
+from mlinfra_prefect.cli.screen import Facts, screen
+from mlinfra_prefect.errors import InvalidInput, MlinfraError
+from mlinfra_prefect.lifecycle import cloud_access, initialising
+from mlinfra_prefect.lifecycle.initialising import Egress, Profile, Proposal, Wanted
+from mlinfra_prefect.model.environment import AwsSettings
+from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.names import is_id
+from mlinfra_prefect.model.record import parsed
+
+
+def init(
+    *, environment: str, regions: tuple[str, ...], profile: str, egress: str | None, destroy: bool, yes: bool,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Make what an environment shares on AWS, or destroy it; asks before it does."""
+    if not is_id(environment):
+        raise InvalidInput("environment", f"{environment!r} is not a name", "Use lower-case letters, digits, dashes.")
+    context = opened()
+    if destroy:
+        return _destroy(environment, yes=yes)
+    wanted = _wanted(environment, regions, profile, egress)
+    proposal = initialising.propose(context, wanted)
+    if not as_json:
+        _show(proposal)
+    if not yes and not _agreed(f"Create this in account {proposal.account}?"):
+        if as_json:
+            print(initialising.as_json(proposal))
+        return FAILED
+    import os
+
+    cloud_access.lend(context.home, os.environ)
+    made = initialising.make(context, proposal, tell=_tell(as_json=as_json))
+    if as_json:
+        print(
+            json.dumps(
+                {**json.loads(initialising.as_json(proposal)), "made": made.model_dump(mode="json", by_alias=True)},
+                indent=1,
+            )
+        )
+        return DONE
+    out, told = screen(), Facts()
+    told.fact(
+        "made", f"environment {made.name} on aws, account {made.account}, {', '.join(r.name for r in made.regions)}"
+    )
+    told.fact("a lease", f"mlinfra-prefect up cpu --platform aws --environment {made.name}")
+    told.fact("for a team", f"export MLINFRA_LEDGER=s3://{made.state_bucket}/ledger")
+    told.fact("undo", f"mlinfra-prefect init aws --environment {made.name} --destroy")
+    out.print()
+    out.print(told)
+    return DONE
+
+
+def _wanted(environment: str, regions: tuple[str, ...], profile: str, egress: str | None) -> Wanted:
+    if profile not in get_args(Profile):
+        raise InvalidInput("profile", f"{profile!r} is not one", f"There is: {', '.join(get_args(Profile))}.")
+    chosen = egress or ("internet" if profile == "default" else "none")
+    if chosen not in get_args(Egress):
+        raise InvalidInput("egress", f"{chosen!r} is not one", f"There is: {', '.join(get_args(Egress))}.")
+    if profile == "hardened" and chosen == "internet":
+        raise InvalidInput("egress", "profile 'hardened' has no way to the internet", "Choose mirror or none.")
+    named = parsed(AwsSettings, {"regions": regions or (environments.own_region(),)}, prefix="").regions
+    return Wanted(environment, tuple(dict.fromkeys(named)), profile, chosen)  # type: ignore[arg-type]  # checked above
+
+
+def _show(proposal: Proposal) -> None:
+    out, wanted = screen(), proposal.wanted
+    told = Facts()
+    told.fact("environment", wanted.environment)
+    told.fact("account", proposal.account)
+    told.fact("regions", ", ".join(wanted.regions))
+    told.fact("profile", f"{wanted.profile}, egress {wanted.egress}")
+    told.fact("creates", _counted(proposal.creates) or "nothing")
+    if proposal.changes:
+        told.fact("changes", _counted(proposal.changes), "bold yellow")
+    out.print(told)
+    out.print()
+    lines = [line for price in proposal.idle for line in price.lines if line.usd is None or line.usd > 0]
+    if lines:
+        priced = Table(("AT REST", "USD/MONTH", "BECAUSE"), whole=("USD/MONTH",), folded=("BECAUSE",))
+        for line in lines:
+            usd = "unknown" if line.usd is None else f"{line.usd:.2f}"
+            priced.add(cell(line.address), cell(usd), cell(line.why))
+        out.print(priced)
+        out.print()
+    quota = Table(("QUOTA", "REGION", "VCPUS", "CODE"), whole=("REGION", "VCPUS", "CODE"))
+    for region in wanted.regions:
+        left, remarks = quotas.report(region)
+        for each in left:
+            limit = "unknown" if each.limit is None else each.limit
+            style = "" if each.limit else "yellow"
+            quota.add(cell(each.quota.name, style), cell(region), cell(limit, style), cell(each.quota.code))
+        for remark in remarks:
+            out.print(cell(remark, "yellow"))
+    out.print(quota)
+    out.print()
+    out.print(f"It costs {proposal.usd_per_month:.2f} USD a month while nothing is leased.")
+
+
+def _counted(counts: object) -> str:
+    assert isinstance(counts, dict)
+    return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in sorted(counts.items()))
+
+
+def _destroy(environment: str, *, yes: bool) -> int:
+    context = opened()
+    made = environments.load(environment, Home.from_environment().aws)
+    initialising.refuse_leases(context, made)
+    screen().print(
+        f"This destroys what environment {environment} shares in account {made.account}: its network, its roles, and its "
+        f"buckets {made.state_bucket} and {made.artifact_bucket} with states, ledger, mailboxes and checkpoints."
+    )
+    if not yes and not _agreed("Destroy it?"):
+        return FAILED
+    initialising.unmake(context, environment, tell=_tell(as_json=False))
+    screen().print(f"Environment {environment} is gone from account {made.account}.")
+    return DONE
+
+
+def _tell(*, as_json: bool) -> Callable[[str], None]:
+    """Lines for people: on standard error where standard output is JSON."""
+
+    def tell(text: str) -> None:
+        print(text, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    return tell
+
+
+def _agreed(question: str) -> bool:
+    if not sys.stdin.isatty():
+        raise MlinfraError(f"{question} Nobody can be asked here.", "Say that it may with --yes. Nothing was created.")
+    sys.stdout.write(f"{question} [y/N] ")
+    sys.stdout.flush()
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}

@@ -1,0 +1,150 @@
+"""The account sweep in a cloud: the twin of `keeper.sweeping`, which looks at processes of this host (rules R7 and R8).
+
+It looks at everything that carries a lease's tags in the regions of the environments that this home was used with, and
+asks the ledger about each. Ours and released, or ours and unknown, is ended. Of any other ledger only what is past its
+own deadline and a grace. What carries no lease of ours is never touched, and what could not be looked at is told.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from mlinfra_prefect.agent.wire import read_json_if_there
+from mlinfra_prefect.errors import LedgerUnreadable, MlinfraError
+from mlinfra_prefect.keeper.passes import Notes
+from mlinfra_prefect.keeper.sweeping import DEADLINE_GRACE_SECONDS, MOST_ENDED, terraform_of
+from mlinfra_prefect.lifecycle import addenda, cloud_access
+from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.receipt import Search
+
+if TYPE_CHECKING:
+    from mlinfra_prefect.aws.sweeping import Carried
+
+GRACE_AFTER_RELEASE_SECONDS = 120.0
+"""What is being terminated, and the disks that go with it, needs no second order."""
+
+
+def sweep_clouds(
+    context: Context, notes: Notes, *, unknown_before: float, environment: str | None = None, dry_run: bool = False
+) -> None:
+    """End what carries tags and has no open record. Idempotent; one region that cannot be seen stops no other.
+
+    Args:
+        context: where.
+        notes: gets what was found, and what could not be seen.
+        unknown_before: epoch seconds; what is older and has no record may have had one (see `keeper.sight`).
+        environment: only what is tagged with this one.
+        dry_run: end nothing, write nothing.
+    """
+    places = tuple(_regions(context.home))
+    if not places:
+        return
+    from mlinfra_prefect.aws import sweeping
+    from mlinfra_prefect.aws.sdk import client
+
+    if not cloud_access.variables():
+        cloud_access.borrow(context.home, os.environ)
+    sweep = _Sweep(context, notes, unknown_before, dry_run=dry_run)
+    for region in places:
+        try:
+            carried = sweeping.carriers(client, region)
+        except (MlinfraError, OSError) as error:
+            notes.add("stuck", as_line(f"aws {region}"), str(error))
+            continue
+        for each in carried:
+            if environment is None or each.environment == environment:
+                sweep.look_at(each)
+
+
+class _Sweep:
+    """One pass over what carries tags."""
+
+    def __init__(self, context: Context, notes: Notes, unknown_before: float, *, dry_run: bool) -> None:
+        self._context, self._notes = context, notes
+        self._unknown_before, self._dry_run = unknown_before, dry_run
+        self._left = MOST_ENDED
+
+    def look_at(self, carried: Carried) -> None:
+        """End what of it nobody answers for; one bad thing never stops the others (rule R9)."""
+        try:
+            found = _stray(self._context, carried, self._unknown_before)
+            if found is not None:
+                self._decide(*found)
+        except (MlinfraError, OSError) as error:
+            self._notes.add("stuck", as_line(carried.lease_id), str(error))
+
+    def _decide(self, why: str, stray: Carried) -> None:
+        told, names = as_line(stray.lease_id or "without an id"), ", ".join(stray.names)
+        if terraform_of(self._context.home, stray.lease_id):
+            self._notes.add("skipped", told, "a Terraform of it is still running", again=True)
+        elif self._dry_run:
+            self._notes.add("planned", told, f"{why}: {names} would be ended")
+        elif len(stray.things) > self._left:
+            self._notes.add("skipped", told, f"{why}; a pass ends {MOST_ENDED} things at most", again=True)
+        else:
+            self._left -= len(stray.things)
+            self._end(told, why, stray)
+
+    def _end(self, told: str, why: str, stray: Carried) -> None:
+        from mlinfra_prefect.aws import sweeping
+        from mlinfra_prefect.aws.sdk import client
+
+        ended = sweeping.end(client, stray)
+        _write_down(self._context, stray, why, ended.ended)
+        self._notes.add("orphans", told, f"{why}: ended {', '.join(stray.names)}", again=True)
+        for refusal in ended.refused:
+            self._notes.add("stuck", told, f"{why}: still there: {refusal}")
+
+
+def _regions(home: Home) -> Iterator[str]:
+    """The regions of every environment that this home has used."""
+    seen: set[str] = set()
+    for path in sorted(home.aws.glob("*.json")) if home.aws.is_dir() else ():
+        for region in (read_json_if_there(path) or {}).get("regions") or ():
+            name = str(region.get("name") or "") if isinstance(region, dict) else ""
+            if name and name not in seen:
+                seen.add(name)
+                yield name
+
+
+def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[str, Carried] | None:
+    """What of it nobody answers for, and why; None: somebody does, or it is not ours to say."""
+    late = carried.overdue(time.time(), DEADLINE_GRACE_SECONDS)
+    overdue = (f"past its own deadline, of ledger {carried.ledger_id}", late) if late is not None else None
+    if carried.ledger_id != context.ledger.ledger_id:
+        return overdue
+    try:
+        seen = context.ledger.read(carried.lease_id)
+    except LedgerUnreadable:
+        if overdue is None:
+            raise
+        return overdue
+    if seen is None:
+        old = carried.created is None or carried.created < unknown_before
+        return overdue if old else ("no record of this ledger names it", carried)
+    record = seen.record
+    if record.state is not State.RELEASED or record.released_at is None:
+        return None
+    if (context.ledger.now() - record.released_at).total_seconds() < GRACE_AFTER_RELEASE_SECONDS:
+        machines = tuple(each for each in carried.things if each.kind in {"instance", "fleet", "spot request"})
+        if not machines:
+            return None
+    return f"it was released at {record.released_at:%Y-%m-%d %H:%M:%S} UTC", carried
+
+
+def _write_down(context: Context, stray: Carried, why: str, ended: tuple[str, ...]) -> None:
+    search = Search(
+        what=as_line(f"what carries the tags of this ledger: {why}"), where=as_line(stray.region), at=datetime.now(UTC),
+        found=tuple(map(as_line, stray.names)), ended=tuple(map(as_line, ended)),
+    )  # fmt: skip
+    try:
+        addenda.add(context.home, stray.lease_id, search)
+    except OSError:
+        return  # a full disk takes no line; what was found is still told by this pass

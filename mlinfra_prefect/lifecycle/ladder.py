@@ -1,0 +1,93 @@
+"""The ladder: which rung a lease tries next, and until when its money lasts for that. Pure.
+
+A rung is what one request to a cloud can try at once. What failed for want of capacity or quota is not tried again by
+the same lease; what failed by accident (a bad machine, a lost answer) is, once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
+from mlinfra_prefect.lifecycle.platform import Platform
+from mlinfra_prefect.model.environment import SHORTEST_LIFE_SECONDS
+from mlinfra_prefect.model.lease import Attempt, AttemptState, Kept, LeaseRecord
+from mlinfra_prefect.model.offer import Offer
+
+ENDS = (CapacityUnavailable, QuotaExceeded)
+"""What a rung can answer that stays so for the lease's other tries of it."""
+TRIES_OF_A_RUNG = 2
+
+
+def is_past(platform: Platform, attempt: Attempt) -> bool:
+    """Whether the next attempt may begin: this one is gone, or its meter is stopped and its rest goes later."""
+    stopped = attempt.state is AttemptState.RELEASING and platform.destroys_later and bool(attempt.outcome)
+    return stopped or attempt.state is AttemptState.RELEASED
+
+
+def tried(record: Kept) -> tuple[Attempt, ...]:
+    """The attempts that were not up since the last one that was: what served for months may be repaired as often."""
+    found: list[Attempt] = []
+    for attempt in reversed(record.attempts):
+        if attempt.up_at is not None:
+            break
+        found.insert(0, attempt)
+    return tuple(found)
+
+
+def next_rung(record: LeaseRecord, rungs: tuple[tuple[Offer, ...], ...]) -> tuple[Offer, ...]:
+    """Return the first rung that a lease has not used up.
+
+    Raises:
+        CapacityUnavailable, QuotaExceeded: there is none; the error of the last try.
+    """
+    before = tried(record)
+    over = {_rung(each) for each in before if each.outcome.startswith(tuple(error.__name__ for error in ENDS))}
+    over |= {rung for rung, count in Counter(map(_rung, before)).items() if count >= TRIES_OF_A_RUNG}
+    for rung in rungs:
+        if _key(rung[0]) not in over:
+            return rung
+    last = before[-1].outcome if before else ""
+    error = QuotaExceeded if last.startswith(QuotaExceeded.__name__) else CapacityUnavailable
+    raise error(
+        f"None of {len(rungs)} rung(s) of the ladder could be taken for {record.request.accelerator}.",
+        "Try again later, or allow more regions or another accelerator.",
+    )
+
+
+def deadline(record: LeaseRecord, usd_per_hour: float, now: datetime) -> datetime | None:
+    """Return the earlier deadline that an attempt at a price needs, from what is left of the money; None: none.
+
+    Raises:
+        BudgetExceeded: what is left buys less than a minute.
+    """
+    budget = record.request.max_usd
+    if budget is None or usd_per_hour <= 0:
+        return None
+    left = budget - sum(attempt.cost_usd(now) for attempt in record.attempts)
+    seconds = 3600.0 * left / usd_per_hour
+    if seconds < SHORTEST_LIFE_SECONDS:
+        raise BudgetExceeded(
+            f"max_usd: {left:.2f} USD is left of {budget:.2f}, and buys {max(0.0, seconds):.0f} seconds at "
+            f"{usd_per_hour:.2f} USD per hour.",
+            "Raise max_usd, or ask for a cheaper accelerator.",
+        )
+    until = now + timedelta(seconds=seconds)
+    return until if until < record.deadline else None
+
+
+def described(attempt: Attempt) -> str:
+    """What an attempt tried: types, region and market."""
+    offers = attempt.candidates or (attempt.offer,)
+    types = ", ".join(dict.fromkeys(each.type for each in offers))
+    return f"{types} in {attempt.offer.region} ({attempt.offer.market})"
+
+
+def _rung(attempt: Attempt) -> tuple[str, str, str]:
+    return _key((attempt.candidates or (attempt.offer,))[0])
+
+
+def _key(first: Offer) -> tuple[str, str, str]:
+    """What a rung is known by: its first offer. Prices move between two looks, and its last one with them."""
+    return first.region, first.market, first.type

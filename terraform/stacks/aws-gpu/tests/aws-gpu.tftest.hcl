@@ -1,0 +1,83 @@
+# The contract: what the attempt is called, and what it says exists.
+mock_provider "aws" {
+  mock_resource "aws_launch_template" {
+    defaults = { id = "lt-0123456789abcdef0", latest_version = 1 }
+  }
+  mock_resource "aws_ec2_fleet" {
+    defaults = {
+      id                 = "fleet-0a1b2c3d"
+      fleet_instance_set = [{ instance_ids = ["i-0a1b2c", "i-0a1b2d"], instance_type = "g5.xlarge", lifecycle = "on-demand", platform = "" }]
+    }
+  }
+}
+
+variables {
+  mlinfra = {
+    ledger_id   = "ledger-1-and-more"
+    lease_id    = "lease-1"
+    attempt     = 2
+    deadline    = "1900000000.5"
+    environment = "dev"
+    tags = {
+      "mlinfra-prefect:ledger"      = "ledger-1"
+      "mlinfra-prefect:lease"       = "lease-1"
+      "mlinfra-prefect:attempt"     = "2"
+      "mlinfra-prefect:flow-run"    = "none"
+      "mlinfra-prefect:owner"       = "ada"
+      "mlinfra-prefect:environment" = "dev"
+      "mlinfra-prefect:deadline"    = "1900000001"
+    }
+  }
+  region             = "eu-central-1"
+  candidates         = [{ instance_type = "g5.xlarge", zone = "eu-central-1a", subnet_id = "subnet-0a" }]
+  image_id           = "ami-0123456789abcdef0"
+  instance_profile   = "mlinfra-prefect-node-dev"
+  security_group_ids = ["sg-0123456789abcdef0"]
+  dead_man_minutes   = 90
+  boot               = "e30="
+}
+
+run "names_what_exists" {
+  command = apply
+  assert {
+    condition     = output.nodes == [{ id = "i-0a1b2c", platform = "aws", region = "eu-central-1" }, { id = "i-0a1b2d", platform = "aws", region = "eu-central-1" }]
+    error_message = "nodes has to be what the fleet says it started."
+  }
+  assert {
+    condition     = output.fleet_id == "fleet-0a1b2c3d" && output.launch_template_id == "lt-0123456789abcdef0"
+    error_message = "The fleet is how the meter is stopped."
+  }
+}
+
+run "no_capacity_is_an_empty_list" {
+  command = apply
+  override_resource {
+    target = module.node.aws_ec2_fleet.node
+    values = { fleet_instance_set = [] }
+  }
+  plan_options {
+    replace = [module.node.aws_ec2_fleet.node]
+  }
+  assert {
+    condition     = length(output.nodes) == 0
+    error_message = "A fleet that got nothing has no nodes."
+  }
+}
+
+run "refuses_an_id_that_is_none" {
+  command = plan
+  variables {
+    mlinfra = {
+      ledger_id = "Ledger 1", lease_id = "lease-1", attempt = 1, deadline = "", environment = "dev", tags = {}
+    }
+  }
+  expect_failures = [var.mlinfra]
+}
+
+run "refuses_a_region_that_is_none" {
+  command = plan
+  variables {
+    region = "Frankfurt"
+  }
+  expect_failures = [var.region]
+}
