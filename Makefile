@@ -7,10 +7,11 @@ CACHE := $(CURDIR)/.cache
 PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: audit demo test check bench chaos browser clean help
+.PHONY: audit demo demo-aws test check bench chaos browser clean help
 
 help:
 	@echo "make demo   train, serve and give back on this machine, from nothing"
+	@echo "make demo-aws  the same, trained on an emulated AWS by real Terraform"
 	@echo "make test   every check and test, the built wheel included"
 	@echo "make check  only the static checks"
 	@echo "make browser  what the tests in a real browser need; then make test has them, too"
@@ -41,6 +42,14 @@ browser: $(VENV)/.browser
 
 demo: $(VENV)/.installed
 	MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect demo $(DEMO)
+
+# Terraform's AWS provider comes from its registry, or from a mirror on this machine.
+$(VENV)/.emulated: $(VENV)/.installed
+	$(PIP) install --constraint constraints.txt --editable '.[aws,emulator]'
+	touch $@
+
+demo-aws: $(VENV)/.emulated
+	MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect demo --emulated-aws $(DEMO)
 
 check: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""``mlinfra-prefect demo``: the shipped flow on this machine, and at its end the proof of what happened.
+"""``mlinfra-prefect demo``: the shipped flow here, or on an emulated AWS, and at its end the proof of what happened.
 
 It needs no account, no Docker and nothing installed by hand. Unless told to keep the endpoint, it leaves no process
 behind.
@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 import time
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
@@ -18,10 +21,13 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.keeper.desk import has_work, watcher_alive
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.initialising import Wanted
+from mlinfra_prefect.lifecycle.markdown import usd
 from mlinfra_prefect.lifecycle.timeline import Span, timeline
-from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.home import CACHE_VARIABLE, HOME_VARIABLE, Home
 from mlinfra_prefect.model.receipt import Receipt
 
 KEEP_MINUTES = 60
@@ -29,13 +35,55 @@ QUIET_SECONDS = 10.0
 _STYLES = {"provision": "yellow", "train": "green", "release": "magenta", "deploy": "yellow", "serve": "cyan"}
 
 
-def run_demo(*, keep: bool = False, as_json: bool = False) -> int:
+def run_demo(*, keep: bool = False, emulated_aws: bool = False, as_json: bool = False) -> int:
     """Run the demo; returns an exit code.
 
     Args:
         keep: leave the endpoint serving for an hour.
+        emulated_aws: train on an emulated AWS, in a home that is gone afterwards.
         as_json: print one JSON document instead of tables.
     """
+    if not emulated_aws:
+        return _run(keep=keep, as_json=as_json, platform="local", accelerator="cpu")
+    if keep:
+        raise InvalidInput("keep", "the home of this demo is gone afterwards", "Leave it out.")
+    with _emulated(Console(stderr=as_json)):
+        return _run(keep=False, as_json=as_json, platform="aws", accelerator="L4:1")
+
+
+@contextmanager
+def _emulated(console: Console) -> Iterator[None]:
+    """An emulated AWS with an initialised environment, and a home of its own: its credentials are nobody's."""
+    from mlinfra_prefect.lifecycle import initialising
+    from mlinfra_prefect.testing.aws.apart import emulated_apart
+
+    # What can be made again is kept: providers and the server's environment are large.
+    os.environ.setdefault(CACHE_VARIABLE, str(Home.from_environment().cache))
+    before = dict(os.environ)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+
+    def told(line: str) -> None:
+        console.print(f"  emulated AWS: {line}", style="dim", markup=False, highlight=False)
+
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlinfra-demo-") as home, emulated_apart(told) as variables:
+            os.environ |= {**variables, HOME_VARIABLE: home}
+            context = Context()
+            console.print(f"AWS is emulated at {variables['AWS_ENDPOINT_URL']}: its machines are processes here.")
+            proposal = initialising.propose(context, Wanted("dev", (variables["AWS_REGION"],)))
+            console.print(
+                f"mlinfra-prefect init aws: {sum(proposal.creates.values())} resources, "
+                f"{proposal.usd_per_month:.2f} USD a month while nothing is leased"
+            )
+            initialising.make(context, proposal, tell=lambda line: console.print(f"  {line}", style="dim"))
+            yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run(*, keep: bool, as_json: bool, platform: Literal["local", "aws"], accelerator: str) -> int:
     # Prefect reads these when it is imported; a demo has nothing to tell to anybody.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("DO_NOT_TRACK", "1")
@@ -50,7 +98,9 @@ def run_demo(*, keep: bool = False, as_json: bool = False) -> int:
         console.print("The first run installs the server's environment (KServe), which takes a minute.", style="dim")
     from mlinfra_prefect.flows.model_lifecycle import model_lifecycle
 
-    report: dict[str, Any] | None = model_lifecycle(endpoint=endpoint, keep_minutes=KEEP_MINUTES if keep else 0)
+    report: dict[str, Any] | None = model_lifecycle(
+        accelerator=accelerator, platform=platform, endpoint=endpoint, keep_minutes=KEEP_MINUTES if keep else 0
+    )
     if report is None:
         console.print("The model was not good enough to be served: see the run's state. Everything is given back.")
         return 1
@@ -145,5 +195,5 @@ def receipt_table(receipt: Receipt) -> Table:
         found = ", ".join(search.found) or "nothing"
         table.add_row("searched", f"{search.what} on {search.where} at {search.at:%H:%M:%S}: found {found}")
     table.add_row("up", f"{receipt.up_seconds:.1f} s, idle {receipt.idle_seconds:.1f} s")
-    table.add_row("cost", f"{receipt.cost_usd:.2f} USD")
+    table.add_row("cost", usd(receipt.cost_usd))
     return table

@@ -108,6 +108,12 @@ class Bucket:
         self._ask_at = 0.0
         self._offset = timedelta(0)
         self._local = threading.local()
+        self._open: list[http.client.HTTPConnection] = []
+
+    def close(self) -> None:
+        """Close the connections of all threads. Idempotent; a later call opens new ones."""
+        for connection in self._open:
+            connection.close()
 
     def get(self, key: str, *, most: int | None = None) -> bytes:
         """An object's bytes. Raises BucketError (`absent`), also where it is larger than ``most`` bytes."""
@@ -238,12 +244,14 @@ class Bucket:
         else:
             made = http.client.HTTPSConnection(host, timeout=TIMEOUT_SECONDS, context=ssl.create_default_context())
         self._local.connection = made
+        self._open.append(made)
         return made
 
     def _close(self) -> None:
         kept: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if kept is not None:
             kept.close()
+            self._open.remove(kept)
             self._local.connection = None
 
     def _credentials(self) -> RoleCredentials:

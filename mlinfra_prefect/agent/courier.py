@@ -37,7 +37,7 @@ ROOT: Final = "/var/lib/mlinfra-prefect"
 ROOT_VARIABLE: Final = "MLINFRA_NODE_ROOT"
 UNFIT_SECONDS: Final = 60.0
 """How long a node that failed its test stays, so that its client can read why."""
-END_SECONDS: Final = 20.0
+END_SECONDS: Final = 15.0
 """What the last push may take, big files on their way included."""
 TOLD_SECONDS: Final = 3.0
 """The same where the machine is going down already."""

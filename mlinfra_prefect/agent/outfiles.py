@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from . import blocks
+from .bucket import BucketError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -75,8 +76,12 @@ class OutFiles:
         if found is None or found.signature != signature or found.size != signature[1]:
             try:
                 found = self._again(name, found, growing=growing)
+            except BucketError:
+                raise
             except (FileNotFoundError, NotADirectoryError):
                 return None
+            except OSError:  # a link where a file was, a disk that hiccups: what was read before stays
+                return None if found is None else self._named(found)
             self._read[name] = found
         return self._named(found)
 

@@ -1,8 +1,8 @@
 """Directories of a node brought to where they belong: results, uploads and checkpoints, once each and whole.
 
 Where uploads and checkpoints of a job go stands in a file of the mirror, and so does what was brought: a keeper brings
-what a client that died had waited for. Nothing is visible before its last block is there; what a transfer that broke off
-left behind is used by the next one. Checkpoints of a training that runs are brought behind the caller's back.
+what a client that died had waited for. Nothing is visible before its last block is there; what a broken transfer left
+behind is used by the next one. Checkpoints of a training that runs are brought behind the caller's back.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ PLACE = ".mailbox"
 """In the mirror: what the mirror itself has to remember."""
 CARRY_SECONDS = 3600.0
 """How long to wait for another process that brings what an ended job left."""
+SPOILED_SECONDS = 15.0
+"""How long a directory may be incomplete in the bucket; then it is spoiled, and nobody waits for it any longer."""
 
 Wanted = list[tuple[str, str]]
 """Jobs and their packs, in the order in which they are brought."""
@@ -45,6 +47,7 @@ class Carrier:
     def __init__(self, directory: Path, mailbox: Mailbox) -> None:
         self._directory, self._mailbox = directory, mailbox
         self._thread: threading.Thread | None = None
+        self._spoiled: dict[str, float] = {}
 
     def note(self, job_id: str, upload_dir: str, store: str) -> None:
         """Write down where a job's upload and checkpoints go (`store` may be empty). Durable; raises OSError."""
@@ -106,8 +109,11 @@ class Carrier:
         with locked(self._directory, "carrying", patience) as ours:
             for job_id, name in wanted if ours else ():
                 if name in self._wanted(index, job_id, ended=over[job_id]):  # nobody else has brought it meanwhile
-                    with suppress(TransferError, MailboxUnavailable, OSError):
-                        self._bring(index, job_id, name)
+                    with suppress(MailboxUnavailable, OSError):
+                        try:
+                            self._bring(index, job_id, name)
+                        except TransferError as error:
+                            self._give_up(job_id, name, str(error))
 
     def _bring(self, index: Index, job_id: str, name: str) -> None:
         scratch = self._directory / PLACE / "incoming" / name.replace("/", "+")
@@ -128,6 +134,22 @@ class Carrier:
         else:
             scratch.rename(private_folder(self._directory / "jobs" / job_id) / "result")
         shutil.rmtree(scratch, ignore_errors=True)
+
+    def _give_up(self, job_id: str, name: str, why: str) -> None:
+        """Do without what stays spoiled: an end that is never told would cost the node until its deadline."""
+        if time.monotonic() - self._spoiled.setdefault(name, time.monotonic()) < SPOILED_SECONDS:
+            return
+        if name.startswith("checkpoints/"):
+            self._note_brought(job_id, checkpoint=int(name.rpartition("/")[2]))
+        elif name.startswith("uploads/"):
+            # Whoever collects it is to find it corrupted, and not to find none.
+            target = private_folder(Path(self._read("handed", job_id)["upload_dir"]))
+            private_folder(target / "files")
+            (target / "files" / "spoiled").write_text(why, encoding="utf-8")
+            write_json(target / MANIFEST, {"spoiled": why})
+            self._note_brought(job_id, uploaded=True)
+        else:
+            private_folder(self._directory / name)
 
     def _keep_upload(self, job_id: str, scratch: Path) -> None:
         """Put an upload where it is collected: its files first, and its manifest last."""

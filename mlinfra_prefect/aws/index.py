@@ -101,9 +101,8 @@ def parsed(body: bytes) -> Index:
         if told["schema"] != OUTBOX_SCHEMA:
             raise ValueError("an index of another schema")
         places = {name: {each: _entry(found) for each, found in told[name].items()} for name in ("files", "packs")}
-        return Index(
-            int(told["version"]), float(told["at"]), dict(told["agent"]), **places, inline=dict(told["inline"])
-        )
+        version, at = int(told["version"]), float(told["at"])
+        return Index(version, at, dict(told["agent"]), **places, inline=dict(told["inline"]))
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the index of a node cannot be read ({type(error).__name__}: {error})") from error
 

@@ -21,10 +21,22 @@ from urllib.parse import urlsplit
 
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.aws import environment as environments, fleets, images, kinds, meter, offers, rungs, sweeping, tags
+from mlinfra_prefect.aws import (
+    environment as environments,
+    fleets,
+    images,
+    kinds,
+    meter,
+    offers,
+    rungs,
+    snapshot,
+    sweeping,
+    tags,
+)
 from mlinfra_prefect.aws.asking import Refused
 from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.node import BucketNode, NoNode
+from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, refused
 from mlinfra_prefect.errors import NodeLost, UnsupportedHere
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
@@ -69,6 +81,7 @@ class AwsPlatform:
     ) -> None:  # fmt: skip
         self._cache, self._place, self._stacks = cache, place, stacks
         self._settings, self._here = settings, here
+        self.remarks: tuple[str, ...] = ()
 
     @property
     def emulated(self) -> bool:
@@ -131,13 +144,17 @@ class AwsPlatform:
         mlinfra: Mapping[str, Any], boot: str, seconds_left: float,
     ) -> StackInput:  # fmt: skip
         image = images.lookup_image(rung[0].region, "gpu" if rung[0].gpus else "cpu", request.ami)
-        settings = self._settings(request.environment)
+        if image.remark:
+            self.remarks = tuple(dict.fromkeys((*self.remarks, image.remark)))
+        settings, region = self._settings(request.environment), made.region(rung[0].region)
+        beside = snapshot.disk_usd_per_gib_month(region.name) * settings.disk_gib / HOURS_IN_MONTH
+        beside += snapshot.address_usd_per_hour() if region.public_ip else 0.0
         return StackInput(
             name="aws-gpu",
             root_module=self._stacks / "aws-gpu",
             variables=rungs.variables(
                 mlinfra, rung, made, image,
-                disk_gib=settings.disk_gib, boot=boot, seconds_left=seconds_left,
+                disk_gib=settings.disk_gib, beside_usd=beside, boot=boot, seconds_left=seconds_left,
             ),
             within=self._stacks.parent,
             tags=dict(mlinfra["tags"]),
@@ -173,7 +190,8 @@ class AwsPlatform:
         """
         made, region = self.environment(record.environment), attempt.offer.region
         listed = tuple(str(each["id"]) for each in outputs.get("nodes") or ())
-        outcome = fleets.outcome(client, region, str(outputs["fleet_id"]), listed)
+        zones = {subnet: zone for zone, subnet in made.region(region).subnets.items()}
+        outcome = fleets.outcome(client, region, str(outputs["fleet_id"]), listed, zones=zones)
         if not outcome.instances:
             raise fleets.decision(outcome.errors)
         machine = outcome.instances[0]

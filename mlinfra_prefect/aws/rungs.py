@@ -11,7 +11,7 @@ from typing import Any
 
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.aws.images import Image
-from mlinfra_prefect.errors import UnsupportedHere
+from mlinfra_prefect.errors import InvalidInput, UnsupportedHere
 from mlinfra_prefect.model.offer import Offer
 
 BOOT_SCHEMA = "mlinfra-prefect/boot/1"
@@ -27,15 +27,23 @@ class Agent:
     sha256: str
 
 
-def candidates(rung: tuple[Offer, ...], region: AwsRegion) -> list[dict[str, Any]]:
-    """Every type in every zone of the region that has a subnet, cheapest type first. Pure."""
+def candidates(rung: tuple[Offer, ...], region: AwsRegion, beside_usd: float) -> list[dict[str, Any]]:
+    """Every type in every zone of the region that has a subnet, cheapest type first. Pure.
+
+    A spot machine is taken for no more than what its offer was reckoned with.
+
+    Args:
+        rung: the offers.
+        region: its subnets.
+        beside_usd: of an offer's price an hour, what is not the machine's: disk and address.
+    """
     found = []
     for offer in rung:
+        most = f"{max(0.0001, offer.usd_per_hour - beside_usd):.4f}" if offer.market == "spot" else None
         for zone in offer.zones or tuple(sorted(region.subnets)):
             if zone in region.subnets:
-                entry: dict[str, Any] = {
-                    "instance_type": offer.type, "zone": zone, "subnet_id": region.subnets[zone], "max_price": None,
-                }  # fmt: skip
+                subnet = region.subnets[zone]
+                entry = {"instance_type": offer.type, "zone": zone, "subnet_id": subnet, "max_price": most}
                 found.append(entry)
     return found
 
@@ -72,21 +80,28 @@ def boot(
 
 def variables(
     mlinfra: Mapping[str, Any], rung: tuple[Offer, ...], environment: AwsEnvironment, image: Image, *,
-    disk_gib: int, boot: str, seconds_left: float,
+    disk_gib: int, beside_usd: float, boot: str, seconds_left: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The variables of the stack ``aws-gpu``. Pure.
 
     Raises:
+        InvalidInput: the image does not fit on the disk.
         UnsupportedHere: the rung is of a market that fleets do not sell.
     """
     market, region = rung[0].market, environment.region(rung[0].region)
+    if disk_gib < image.disk_gib:
+        raise InvalidInput(
+            f"environments.{environment.name}.aws.disk_gib",
+            f"{disk_gib} GiB is less than the {image.disk_gib} GiB of the machine image {image.id}",
+            f"Set it to {image.disk_gib} at least.",
+        )
     if market == "reserved":
         raise UnsupportedHere("market: reserved capacity is not in this version.", "Ask for on-demand or spot.")
     return {
         "mlinfra": dict(mlinfra),
         "region": region.name,
         "market": market,
-        "candidates": candidates(rung, region),
+        "candidates": candidates(rung, region, beside_usd),
         "nodes": 1,
         "image_id": image.id,
         "root_device": image.root_device,

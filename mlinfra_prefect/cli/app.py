@@ -44,16 +44,17 @@ def run(words: list[str]) -> int:
 
 
 @app.command(sort_key=0)
-def demo(*, keep: Flag = False, as_json: Json = False) -> int:
+def demo(*, keep: Flag = False, emulated_aws: Flag = False, as_json: Json = False) -> int:
     """Train, serve and give back on this machine, with proof.
 
     Args:
         keep: Leave the endpoint serving for an hour.
+        emulated_aws: Train on an emulated AWS, whose machines are processes here; needs the extras aws and emulator.
         as_json: Print one JSON document instead of tables.
     """
     from mlinfra_prefect.demo import run_demo
 
-    return run_demo(keep=keep, as_json=as_json)
+    return run_demo(keep=keep, emulated_aws=emulated_aws, as_json=as_json)
 
 
 @app.command(sort_key=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -15,6 +16,8 @@ from mlinfra_prefect.agent.identity import boot, is_alive
 from mlinfra_prefect.ledger.listing import Row
 
 ROUTER_SECONDS = 1.0
+NOTHING_RENTED = ("CapacityUnavailable", "QuotaExceeded")
+"""As in `model.lease`."""
 TOKEN = "token"  # noqa: S105 (a file's name, as in `model.endpoint`)
 
 
@@ -38,6 +41,8 @@ class Entry(TypedDict):
     keep_until: str | None
     expires_at: str | None
     accelerator: str | None
+    cost_usd: float | None
+    reserved_usd: float | None
     version: int | None
     url: str | None
     auth: str | None
@@ -68,6 +73,8 @@ def entry(row: Row) -> Entry:
         keep_until=_text(values.get("keep_until")),
         expires_at=_text(values.get("expires_at")),
         accelerator=_text(request.get("accelerator")),
+        cost_usd=_cost(values) if row.kind == "lease" else None,
+        reserved_usd=values.get("reserved_usd") if row.kind == "lease" else None,
         version=values.get("version"),
         url=_text(url),
         auth=str(_mapping(values.get("serving")).get("auth") or "none") if row.kind == "endpoint" else None,
@@ -152,6 +159,8 @@ def _up(row: Row) -> bool | None:
     owner = _mapping(row.values.get("owner"))
     if row.state != "ready" or not attempts or owner.get("host") != os.uname().nodename:
         return None
+    if row.values.get("platform") != "local":
+        return None  # its process is another machine's
     try:
         agent = json.loads(Path(str(attempts[-1].get("node_dir")), "agent.json").read_bytes())
         return agent.get("state") == "up" and is_alive(int(agent["pid"]), str(agent["start_time"]))
@@ -168,6 +177,20 @@ def _alive(process: Mapping[str, Any]) -> bool | None:
     # The same host after another boot: gone for sure. Another host or PID namespace cannot be seen from here.
     kernels = [str(each or "").partition("/")[0] for each in (process.get("boot"), boot())]
     return False if here and all(kernels) and kernels[0] != kernels[1] else None
+
+
+def _cost(values: Mapping[str, Any]) -> float:
+    """What a lease has cost until now, as `model.lease.Attempt.cost_usd` reckons it."""
+    total = 0.0
+    for each in values.get("attempts") or ():
+        began = each.get("launched_at") or each.get("applied_at")
+        if began is None or (not each.get("nodes") and str(each.get("outcome", "")).startswith(NOTHING_RENTED)):
+            continue
+        ended = each.get("stopped_at") or each.get("gone_at")
+        until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
+        seconds = max(0.0, (until - datetime.fromisoformat(began)).total_seconds())
+        total += seconds / 3600 * float(_mapping(each.get("offer")).get("usd_per_hour") or 0.0)
+    return round(total, 6)
 
 
 def _mapping(found: Any) -> Mapping[str, Any]:

@@ -119,8 +119,8 @@ def _destroy(environment: str, *, yes: bool) -> int:
     made = environments.load(environment, Home.from_environment().aws)
     initialising.refuse_leases(context, made)
     screen().print(
-        f"This destroys what environment {environment} shares in account {made.account}: its network, its roles, and its "
-        f"buckets {made.state_bucket} and {made.artifact_bucket} with states, ledger, mailboxes and checkpoints."
+        f"This destroys what environment {environment} shares in account {made.account}: its network, its roles, and "
+        f"its buckets {made.state_bucket} and {made.artifact_bucket} with states, ledger, mailboxes and checkpoints."
     )
     if not yes and not _agreed("Destroy it?"):
         return FAILED

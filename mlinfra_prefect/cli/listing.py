@@ -81,7 +81,9 @@ def _show(entries: list[Entry]) -> None:
     wide = out.width >= WIDE
     blocks: list[list[Table | Cell]] = []
     for kind, more in (
-        ("lease", ("ENV", "ON", "AGE", "KEEPER")), ("endpoint", ("ENV", "URL", "AGE")), ("rollout", ("ENV", "AGE")),
+        ("lease", ("ENV", "ON", "AGE", "USD", "KEEPER")),
+        ("endpoint", ("ENV", "URL", "AGE")),
+        ("rollout", ("ENV", "AGE")),
     ):  # fmt: skip
         listed = [each for each in entries if each["kind"] == kind]
         if listed:
@@ -147,7 +149,7 @@ def _table(kind: str, listed: list[Entry], more: tuple[str, ...]) -> Table:
             third = cell("") if each["state"] == "released" else ends
         known = {
             "ENV": cell(each["environment"]), "ON": cell(each["accelerator"]), "URL": cell(each["url"]),
-            "AGE": age(each["created_at"]), "KEEPER": _keeper(each),
+            "AGE": age(each["created_at"]), "KEEPER": _keeper(each), "USD": cell(f"{each['cost_usd'] or 0.0:.2f}"),
         }  # fmt: skip
         shown.add(
             cell(each["id"]), state_cell(each["state"]), third,

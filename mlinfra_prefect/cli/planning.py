@@ -42,6 +42,8 @@ def plan(given: str, overrides: Mapping[str, Any], *, as_json: bool) -> int:
         }, indent=1))  # fmt: skip
     else:
         _show(offers, made)
+        for remark in context.platform(request.platform or "local").remarks:
+            screen().print(cell(remark, "yellow"))
     if problem is not None:
         complain(one_line(problem))
         return code_of(problem)

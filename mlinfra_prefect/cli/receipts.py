@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mlinfra_prefect.cli.screen import Facts, clock, span
+from mlinfra_prefect.lifecycle.markdown import usd
 from mlinfra_prefect.model.receipt import CLEAN_SWEEPS, Receipt, Search
 
 
@@ -24,7 +25,7 @@ def receipt_facts(receipt: Receipt) -> Facts:
     if not served:
         use += f", trained {receipt.trained_seconds:.1f} s, idle {receipt.idle_seconds:.1f} s"
     told.fact("used", f"{use}, {receipt.attempts} attempt{'' if receipt.attempts == 1 else 's'}")
-    told.fact("cost", f"{receipt.cost_usd:.2f} USD")
+    told.fact("cost", usd(receipt.cost_usd))
     return told
 
 

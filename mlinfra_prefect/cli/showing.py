@@ -11,7 +11,7 @@ from mlinfra_prefect.cli.outcome import DONE
 from mlinfra_prefect.cli.receipts import addenda_facts, receipt_facts
 from mlinfra_prefect.cli.screen import WIDE, Facts, Screen, clock, screen, span, state_cell
 from mlinfra_prefect.ledger import KeptRecord, Transition
-from mlinfra_prefect.lifecycle import addenda
+from mlinfra_prefect.lifecycle import addenda, ladder
 from mlinfra_prefect.lifecycle.archiving import is_archived
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
@@ -106,14 +106,20 @@ def _process(process: ProcessIdentity) -> str:
 
 
 def _attempts(record: KeptRecord) -> Table:
-    shown = Table(("#", "STATE", "OFFER", "UP", "ENGINE", "RESOURCES"), whole=("#", "STATE", "UP"))
-    for each in record.attempts:
+    rented = record.platform != "local"
+    more = ("BECAME", "USD", "OUTCOME") if rented else ()
+    heads = ("#", "STATE", "OFFER", "UP", *more, "ENGINE", "RESOURCES")
+    shown = Table(heads, whole=("#", "STATE", "UP", "USD"), folded=("OFFER", "OUTCOME") if rented else ())
+    now = datetime.now(UTC)
+    for each, row in zip(record.attempts, ladder.table(record, now), strict=True):
         up = ""
         if each.up_at is not None:
-            up = span(((each.gone_at or datetime.now(UTC)) - each.up_at).total_seconds())
+            up = span(((each.stopped_at or each.gone_at or now) - each.up_at).total_seconds())
+        offer = row.tried if rented else f"{each.offer.type} in {each.offer.region}"
+        told = (cell(row.became), cell(f"{row.cost_usd:.2f}"), cell(row.outcome)) if rented else ()
         shown.add(
-            cell(each.number), state_cell(each.state), cell(f"{each.offer.type} in {each.offer.region}"),
-            cell(up), cell(each.engine), cell(", ".join(each.resources)),
+            cell(each.number), state_cell(each.state), cell(offer), cell(up), *told,
+            cell(each.engine), cell(", ".join(each.resources)),
         )  # fmt: skip
     return shown
 

@@ -23,6 +23,7 @@ from prefect.client.schemas.actions import ArtifactCreate
 from mlinfra_prefect.integration import runs
 from mlinfra_prefect.integration.settings import settings
 from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle import ladder
 from mlinfra_prefect.lifecycle.markdown import (
     endpoint_markdown,
     escaped,
@@ -54,7 +55,12 @@ def show_plan(plan: Plan) -> UUID | None:
 def show_receipt(receipt: Receipt, record: KeptRecord) -> UUID | None:
     """Show the proof that something is gone, under the name of the record that it is of."""
     about = f"{'clean' if receipt.clean else 'NOT CLEAN'}: {receipt.kind} {receipt.id} is gone"
-    return _show("receipt", _subject(record), about, lambda: receipt_markdown(receipt, name=record.name))
+
+    def render() -> str:
+        tried = ladder.table(record, receipt.released_at) if record.platform != "local" else ()
+        return receipt_markdown(receipt, name=record.name, attempts=tried)
+
+    return _show("receipt", _subject(record), about, render)
 
 
 def show_endpoint(record: EndpointRecord) -> UUID | None:

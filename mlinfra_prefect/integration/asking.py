@@ -20,6 +20,7 @@ from mlinfra_prefect.integration.requesting import find_environment
 from mlinfra_prefect.integration.run_end import run_end
 from mlinfra_prefect.integration.saying import say
 from mlinfra_prefect.keeper import client as keeper, rollouts
+from mlinfra_prefect.lifecycle import ladder
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import ask
 from mlinfra_prefect.lifecycle.serving import ServingAsked, ask_to_serve
@@ -104,6 +105,9 @@ def obtain(here: Context, asking: Asking) -> Infra:
             record = keeper.wait_ready(here, infra.id)
             seconds = (record.ready_at - record.created_at).total_seconds() if record.ready_at else 0.0
             say(f"lease {infra.id}: ready after {seconds:.2f} s")
+            if record.platform != "local":
+                for row in ladder.table(record, here.ledger.now()):
+                    say(f"lease {infra.id}: {row}")
     except BaseException:
         _give_back(here, infra.id, drain=asked.adopted)
         raise

@@ -7,6 +7,7 @@ the same lease; what failed by accident (a bad machine, a lost answer) is, once.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
@@ -75,6 +76,45 @@ def deadline(record: LeaseRecord, usd_per_hour: float, now: datetime) -> datetim
         )
     until = now + timedelta(seconds=seconds)
     return until if until < record.deadline else None
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the attempts table: what was tried, what it became, and what that cost until now."""
+
+    number: int
+    state: str
+    tried: str
+    became: str
+    outcome: str
+    cost_usd: float
+
+    def __str__(self) -> str:
+        end = f"became {self.became}" if self.became else self.outcome or self.state
+        return f"attempt {self.number}, {self.tried}: {end}, {self.cost_usd:.4f} USD"
+
+
+def table(record: Kept, now: datetime) -> tuple[Row, ...]:
+    """The attempts of a record as people read them; the same in the log, the artifact and on the command line."""
+    return tuple(
+        Row(
+            number=each.number,
+            state=each.state,
+            tried=described(each),
+            became=_became(each),
+            outcome=each.outcome,
+            cost_usd=each.cost_usd(now),
+        )
+        for each in record.attempts
+    )
+
+
+def _became(attempt: Attempt) -> str:
+    if attempt.up_at is None:
+        return ""
+    zones = f" in {', '.join(attempt.offer.zones)}" if attempt.offer.zones else ""
+    machines = f" ({', '.join(attempt.nodes)})" if attempt.nodes else ""
+    return f"{attempt.offer.type}{zones}{machines}"
 
 
 def described(attempt: Attempt) -> str:

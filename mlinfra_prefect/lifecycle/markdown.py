@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from urllib.parse import quote, urlsplit
 
+from mlinfra_prefect.lifecycle.ladder import Row
 from mlinfra_prefect.lifecycle.picture import data_uri, duration, label, shortened, timeline_svg
 from mlinfra_prefect.lifecycle.timeline import Span
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
@@ -78,7 +79,8 @@ def plan_markdown(plan: Plan, *, with_files: bool = True) -> str:
         "", "### What will exist", "",
         table(("address", "action"), [(each.address, each.action) for each in plan.resources]), "",
         "### Offers, in the order in which they are tried", "",
-        table(("", "type", "region", "zones", "market", "USD/h", "GPUs", "why not"), _ladder(plan)), "",
+        table(*_ladder(plan)), "",
+        *(f"* {escaped(remark)}" for remark in plan.remarks), *(("",) if plan.remarks else ()),
         "### The way of it", "",
         _diagram(plan), "",
         *(("### Files that travel", "", f"{files}{more}", "") if files and with_files else ()),
@@ -99,8 +101,14 @@ def stuck_markdown(listed: Sequence[tuple[str, str]], *, now: datetime) -> str:
     return "\n".join((f"## {RED} {len(listed)} stuck", "", what, "", table(("id", "because"), listed), "", seen))
 
 
-def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
-    """The proof that it is gone: what was created and destroyed, what was searched and not found, what it cost."""
+def receipt_markdown(receipt: Receipt, *, name: str = "", attempts: Sequence[Row] = ()) -> str:
+    """The proof that it is gone: what was created and destroyed, what was searched and not found, what it cost.
+
+    Args:
+        receipt: the proof.
+        name: of what is gone; its id when not given.
+        attempts: what was tried, where that was more than this machine.
+    """
     left = sorted(set(receipt.created) - set(receipt.destroyed))
     verdict = (
         "**Clean**: the last two looks found nothing." if receipt.clean and not left
@@ -123,6 +131,9 @@ def receipt_markdown(receipt: Receipt, *, name: str = "") -> str:
             ("attempts", receipt.attempts),
             ("resources", f"{len(gone)} of {len(receipt.created)} destroyed"),
         )), "",
+        *(("### Attempts", "", table(("", "tried", "became", "why not", "USD"), [
+            (row.number, row.tried, row.became, row.outcome, f"{row.cost_usd:.4f}") for row in attempts
+        ]), "") if attempts else ()),
         "### Resources", "",
         table(("resource", "state"), [(each, "destroyed" if each in gone else "LEFT") for each in receipt.created]), "",
         "### Looks for what is left", "",
@@ -203,13 +214,22 @@ def rollout_markdown(record: RolloutRecord, *, endpoint: str) -> str:
     ))  # fmt: skip
 
 
-def _ladder(plan: Plan) -> list[Sequence[object]]:
-    def row(offer: Offer) -> Sequence[object]:
-        return ("taken first" if offer == plan.offer else "", offer.type, offer.region,
-                ", ".join(offer.zones) or "any", offer.market, f"{offer.usd_per_hour:.2f}", offer.gpus,
-                offer.skipped or "")  # fmt: skip
+def _ladder(plan: Plan) -> tuple[Sequence[str], list[Sequence[object]]]:
+    """Heads and rows: of what a cloud rents also its memory, and what the quota leaves."""
+    rented = any(offer.vcpus for offer in plan.offers)
 
-    return [row(offer) for offer in plan.offers]
+    def more(offer: Offer) -> tuple[object, ...]:
+        left = "" if offer.quota_headroom is None else offer.quota_headroom
+        return (offer.gpu_memory_gib or "", left) if rented else ()
+
+    heads = ("", "type", "region", "zones", "market", "USD/h", "GPUs",
+             *(("GiB/GPU", "vCPUs left") if rented else ()), "why not")  # fmt: skip
+    rows: list[Sequence[object]] = [
+        ("taken first" if offer == plan.offer else "", offer.type, offer.region, ", ".join(offer.zones) or "any",
+         offer.market, f"{offer.usd_per_hour:.2f}", offer.gpus, *more(offer), offer.skipped or "")
+        for offer in plan.offers
+    ]  # fmt: skip
+    return heads, rows
 
 
 def _diagram(plan: Plan) -> str:

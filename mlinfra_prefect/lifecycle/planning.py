@@ -10,12 +10,14 @@ from pathlib import Path
 from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.environment import longest_life_seconds
+from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource, rungs
-from mlinfra_prefect.model.request import TrainingRequest
+from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
 from mlinfra_prefect.model.stack import StackInput
 from mlinfra_prefect.terraform import gate, planned
 from mlinfra_prefect.terraform.planned import PlannedChanges
 
+FIRST_HOUR_SECONDS = 3600.0
 PLAN_SECONDS = 300.0
 """The deadline of a plan."""
 
@@ -45,8 +47,21 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
             f"on platform {request.platform}: {reasons}.",
             "Ask for what this platform has: 'cpu' on-demand works anywhere.",
         )
-    longest_life_seconds(request, offer.usd_per_hour)
+    _refuse_short_budget(request, offer)
     return offers, offer
+
+
+def _refuse_short_budget(request: TrainingRequest, offer: Offer) -> None:
+    """Refuse money that ends what was asked for before its first hour: nobody means a run to be cut off so early."""
+    seconds = longest_life_seconds(request, offer.usd_per_hour)
+    asked = 60.0 * (request.max_minutes or DEFAULT_MAX_MINUTES)
+    if seconds < min(asked, FIRST_HOUR_SECONDS):
+        needed = min(asked, FIRST_HOUR_SECONDS) / 3600 * offer.usd_per_hour
+        raise BudgetExceeded(
+            f"max_usd: {request.max_usd:.2f} USD buys {seconds / 60:.0f} minutes of {offer.type} at "
+            f"{offer.usd_per_hour:.2f} USD per hour, and {asked / 60:.0f} were asked for.",
+            f"Ask for max_minutes={int(seconds // 60)}, or raise max_usd to {needed + 0.005:.2f} at least.",
+        )
 
 
 def affordable_rungs(context: Context, request: TrainingRequest) -> tuple[tuple[Offer, ...], ...]:
@@ -61,7 +76,7 @@ def affordable_rungs(context: Context, request: TrainingRequest) -> tuple[tuple[
 
 def _affordable(request: TrainingRequest, offer: Offer) -> bool:
     try:
-        longest_life_seconds(request, offer.usd_per_hour)
+        _refuse_short_budget(request, offer)
     except BudgetExceeded:
         return False
     return True
@@ -121,5 +136,6 @@ def make_plan(context: Context, request: TrainingRequest, *, code: tuple[tuple[s
         estimate_usd=round(seconds / 3600 * offer.usd_per_hour * request.nodes, 4),
         code_files=code[0],
         code_bytes=code[1],
+        remarks=tuple(map(as_line, context.platform(request.platform or "local").remarks)),
         made_at=context.ledger.now(),
     )

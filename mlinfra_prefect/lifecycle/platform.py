@@ -78,6 +78,10 @@ class Platform(Protocol):
         """Whether what it rents ends with this host anyway."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What could not be found out when it was last asked for offers or a stack, for people."""
+
+    @property
     def most_attempts(self) -> int:
         """How many attempts in a row may fail before a lease is given up."""
 

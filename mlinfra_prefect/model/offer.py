@@ -105,6 +105,9 @@ class Plan(Record):
     code_bytes: int = Field(
         default=0, title="Code size (bytes)", description="Of these files together.", ge=0, examples=[20480]
     )
+    remarks: tuple[Line, ...] = Field(
+        default=(), title="Remarks", description="What could not be found out.", examples=[["eu-west-1 has no quota"]]
+    )
     made_at: Moment = Field(title="Made at", description="When it was planned, in UTC.")
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from bucket_harness import Machine, wait_until
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.aws import carrying, node as node_module
 from mlinfra_prefect.aws.mailbox import MailboxUnavailable
+from mlinfra_prefect.aws.node import BucketNode
 from mlinfra_prefect.aws.sdk import client
 from mlinfra_prefect.testing.emulator import MotoServer
 
@@ -59,6 +61,11 @@ def keys(machine: Machine, place: str) -> list[str]:
     return [each["Key"] for each in found.get("Contents", ())]
 
 
+def over(node: BucketNode) -> bool:
+    status = node.status("j1")
+    return status is not None and status.ended
+
+
 @pytest.mark.parametrize(
     "fault",
     [
@@ -67,7 +74,7 @@ def keys(machine: Machine, place: str) -> list[str]:
     ],
     ids=["500", "throttled", "dropped", "done and dropped", "done and 500"],
 )  # fmt: skip
-def test_every_third_request_may_fail_and_a_training_comes_home(
+def test_requests_fail_now_and_then_and_a_training_comes_home(
     machine: Machine, server: MotoServer, fault: dict
 ) -> None:
     """Writes, reads and listings of both sides fail now and then: the upload is whole, the log is whole."""
@@ -76,10 +83,12 @@ def test_every_third_request_may_fail_and_a_training_comes_home(
     stop = threading.Event()
 
     def spoil() -> None:
-        while not stop.wait(0.05):
-            for operation in ("PutObject", "GetObject", "ListObjectsV2"):
-                server.proxy.fault(operation, match=machine.instance_id, times=1, **fault)
-            stop.wait(0.25)
+        operations = {"PutObject": machine.instance_id, "GetObject": machine.instance_id, "ListObjectsV2": ""}
+        while not stop.is_set():
+            for operation, match in operations.items():
+                server.proxy.fault(operation, match=match, **fault)
+            stop.wait(0.7)
+            server.proxy.clear()
 
     spoiler = threading.Thread(target=spoil)
     spoiler.start()
@@ -108,7 +117,7 @@ def test_a_bucket_that_nobody_reaches_ends_nothing(
     done = machine.node_root / "uploads" / "j1" / "manifest.json"
     wait_until(done.exists, 30, why=machine.console)
     assert (node.lives(), node.alive()) == (True, True)
-    assert node.status("j1").state == "running"
+    assert not over(node)
     with pytest.raises(MailboxUnavailable):
         node.stop(None, grace_seconds=1.0)
     server.proxy.clear()
@@ -118,7 +127,7 @@ def test_a_bucket_that_nobody_reaches_ends_nothing(
 
 def test_a_deadline_ends_agent_and_machine_without_any_bucket(machine: Machine, server: MotoServer) -> None:
     """S3 is gone for good: the agent ends at its deadline, the machine is powered off."""
-    machine.boot(seconds=6.0)
+    machine.boot(seconds=4.0)
     node = machine.up()
     machine.shell(node, "j1", "sleep 60")
     wait_until(lambda: node.status("j1") and node.status("j1").state == "running", why=machine.console)
@@ -164,7 +173,6 @@ def test_a_silent_node_is_lost_by_the_clock_of_s3(machine: Machine, monkeypatch:
     monkeypatch.setattr(node_module, "SECOND_LOOK_SECONDS", 0.5)
     machine.boot()
     node = machine.up()
-    monkeypatch.setattr(time, "time", lambda moment=time.time: moment() - 7200.0)  # this host's clock is wrong
     assert (node.lives(), node.alive()) == (True, True)
     os.kill(machine.courier.pid, signal.SIGSTOP)
     wait_until(lambda: not node.lives(), 20)
@@ -218,13 +226,11 @@ def test_what_a_client_waited_for_is_brought_by_another_process(machine: Machine
     )
     job_id, staged, job = machine.job("j1", command=["sh", "-c", script], expects="model")
     words = [str(node.directory), machine.bucket, machine.prefix, str(staged), json.dumps(job)]
-    other = subprocess.Popen([sys.executable, "-c", CLIENT, *words], stdout=subprocess.PIPE, text=True)
-    try:
+    command = [sys.executable, "-c", CLIENT, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "handed over\n"
         wait_until(lambda: (node.file(job_id, "log.txt")).exists(), why=machine.console)
-    finally:
         other.kill()
-        other.wait()
     (machine.root / "go").touch()
     assert node.jobs() == ["j1"]
     assert machine.ended(node, "j1").state == "succeeded"
@@ -279,10 +285,10 @@ def test_a_torn_block_is_never_taken_and_a_later_look_finds_the_right_one(
     for wrong in (right[:-1] + b"?", right[:1000], b""):
         client().put_object(Bucket=machine.bucket, Key=name, Body=wrong)
         time.sleep(0.1)
-        assert not node.status("j1").ended
+        assert not over(node)
     client().delete_object(Bucket=machine.bucket, Key=name)
     time.sleep(0.1)
-    assert not node.status("j1").ended
+    assert not over(node)
     assert not (machine.home / "uploads" / "j1" / "manifest.json").exists()
     client().put_object(Bucket=machine.bucket, Key=name, Body=right)
     assert machine.ended(node, "j1").state == "succeeded"
@@ -293,8 +299,6 @@ def machine_status(machine: Machine) -> str:
     """What the bucket's own index says of the job."""
     body = client().get_object(Bucket=machine.bucket, Key=f"{machine.prefix}/out/index.json")["Body"].read()
     index = json.loads(body)
-    import base64
-
     inline = {name: base64.b64decode(text).decode(errors="replace") for name, text in index["inline"].items()}
     entry = index["files"].get("jobs/j1/status.json", {"blocks": []})
     return "".join(inline.get(name, "") for name in entry["blocks"])
@@ -316,11 +320,13 @@ def test_an_upload_that_stays_spoiled_is_found_corrupted_and_not_waited_for(
     assert ("files" in manifest, "spoiled" in manifest) == (False, True)
 
 
-def test_ten_thousand_small_files_are_a_few_objects(machine: Machine, server: MotoServer) -> None:
+def test_thousands_of_small_files_are_a_few_objects(machine: Machine, server: MotoServer) -> None:
     """An upload of many files is one stream: requests and index stay small."""
     machine.boot()
     node = machine.up()
-    script = "cd $MLINFRA_OUTPUT_DIR; mkdir d; i=0; while [ $i -lt 3000 ]; do echo $i > d/f$i; i=$((i+1)); done; touch z"
+    script = (
+        "cd $MLINFRA_OUTPUT_DIR; mkdir d; i=0; while [ $i -lt 2000 ]; do echo $i > d/f$i; i=$((i+1)); done; touch z"
+    )
     before = server.proxy.requests
     machine.shell(node, "j1", script, expects="model")
     assert machine.ended(node, "j1", 60).state == "succeeded"
@@ -328,8 +334,8 @@ def test_ten_thousand_small_files_are_a_few_objects(machine: Machine, server: Mo
     gets = server.proxy.count("GetObject", match="/out/packs/", since=before)
     assert (puts, gets) == (1, 1)
     files = machine.home / "uploads" / "j1" / "files"
-    assert len(list((files / "d").iterdir())) == 3000
-    assert (files / "d" / "f2999").read_text() == "2999\n"
+    assert len(list((files / "d").iterdir())) == 2000
+    assert (files / "d" / "f1999").read_text() == "1999\n"
     index = client().get_object(Bucket=machine.bucket, Key=f"{machine.prefix}/out/index.json")["Body"].read()
     assert len(index) < 100_000
 
@@ -340,9 +346,7 @@ def test_a_huge_log_arrives_whole_and_costs_what_is_new(machine: Machine, server
     node = machine.up()
     script = f"seq 1 5500000; while [ ! -f {machine.root}/go ]; do sleep 0.05; done; echo last"
     machine.shell(node, "j1", script)
-    size = len("".join(f"{i}\n" for i in range(1, 1001)))
     expected = sum(len(str(i)) + 1 for i in range(1, 5500001))
-    assert size < expected
     log = node.file("j1", "log.txt")
     wait_until(lambda: node.status("j1") and log.exists() and log.stat().st_size == expected, 90, why=machine.console)
     index = client().get_object(Bucket=machine.bucket, Key=f"{machine.prefix}/out/index.json")["Body"].read()

@@ -185,7 +185,7 @@ def test_a_secret_never_lies_in_the_bucket(machine: Machine) -> None:
 
 TRAINING = (
     "n=0; [ -f $MLINFRA_CHECKPOINT_DIR/n ] && n=$(cat $MLINFRA_CHECKPOINT_DIR/n); echo from $n;"
-    'save() { echo $n > $MLINFRA_CHECKPOINT_DIR/n; $MLINFRA_PYTHON -I -S $MLINFRA_AGENT commit-checkpoint $n; };'
+    "save() { echo $n > $MLINFRA_CHECKPOINT_DIR/n; $MLINFRA_PYTHON -I -S $MLINFRA_AGENT commit-checkpoint $n; };"
     'trap "save; exit 0" TERM; n=$((n+1)); save; while :; do sleep 0.05; done'
 )
 

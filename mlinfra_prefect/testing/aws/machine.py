@@ -49,6 +49,7 @@ class Boot:
         user_data: decoded; run where `run`.
         run: whether the user data is run; it is written down in any case.
         gpus: what its ``nvidia-smi`` finds.
+        broken: its GPU driver does not answer.
         metadata: where its metadata service answers.
         grace_seconds: between SIGTERM and SIGKILL at its end.
     """
@@ -58,6 +59,7 @@ class Boot:
     user_data: bytes
     run: bool
     gpus: tuple[Gpu, ...]
+    broken: bool
     metadata: str
     grace_seconds: float = GRACE_SECONDS
 
@@ -107,7 +109,7 @@ class Machine:
         script.write_bytes(self.boot.user_data)
         self.console.touch(mode=0o600)
         self._power.touch(mode=0o600)
-        for name, text in stand_ins(self._power, self.boot.gpus).items():
+        for name, text in stand_ins(self._power, self.boot.gpus, broken=self.boot.broken).items():
             (root / "bin" / name).write_text(text, encoding="utf-8")
             (root / "bin" / name).chmod(0o700)
         command = (*interpreter(self.boot.user_data), str(script))

@@ -25,12 +25,14 @@ TICK_SECONDS = 0.1
 IDLE_SECONDS = 1.0
 """How often the account is looked at when nothing has asked for it and no machine runs."""
 UserData = Literal["none", "run", "recorded"]
-EventKind = Literal["started", "recorded", "power-off armed", "power-off taken back", "powered off", "ending", "ended"]
+EventKind = Literal[
+    "started", "recorded", "power-off armed", "power-off taken back", "powered off", "ending", "ended", "failed"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class MachineEvent:
-    """One line of what happened to the machines. `at` in epoch seconds."""
+    """One line of what happened to the machines. `at` in epoch seconds; `failed`: none is kept from now on."""
 
     at: float
     instance_id: str
@@ -78,16 +80,17 @@ class Machines:
         metadata: where an instance's metadata is answered, by its id.
         run_any: run user data that is not ours as well.
         minute_seconds: how long a minute of ``shutdown -P +N`` lasts.
+        broken: asked once for each machine with GPUs: whether its driver does not answer.
         told: hears every event, in the machines' thread.
     """
 
     def __init__(
         self, account: Account, exclusively: Callable[[], AbstractContextManager[None]], root: Path,
         metadata: Callable[[str], str], *, run_any: bool = False, minute_seconds: float = 60.0,
-        told: Callable[[MachineEvent], None] = lambda _: None,
+        broken: Callable[[], bool] = lambda: False, told: Callable[[MachineEvent], None] = lambda _: None,
     ) -> None:  # fmt: skip
         self._account, self._exclusively, self._root, self._metadata = account, exclusively, root, metadata
-        self._run_any, self._minute, self._told = run_any, minute_seconds, told
+        self._run_any, self._minute, self._broken, self._told = run_any, minute_seconds, broken, told
         self._machines: dict[str, Machine] = {}
         self._lock = threading.RLock()
         self._wake, self._stop = threading.Event(), threading.Event()
@@ -166,7 +169,9 @@ class Machines:
             try:
                 self._pass()
             except Exception as error:  # noqa: BLE001 (a thread has nobody to raise to: `settled` does)
-                self._failure = error
+                with self._lock:
+                    self._failure = error
+                    self._note("", "failed", f"{type(error).__name__}: {error}")
                 return
 
     def _pass(self) -> None:
@@ -202,8 +207,9 @@ class Machines:
         found = kind(facts.type)
         # An image that is known to have no driver has no nvidia-smi either.
         driver = not image or "nvidia" in image.lower() or "deep learning" in image.lower()
+        gpus = found.gpus if found and driver else ()
         machine = Machine(Boot(
-            facts.id, self._root / facts.id, user_data, run, found.gpus if found and driver else (),
+            facts.id, self._root / facts.id, user_data, run, gpus, bool(gpus) and self._broken(),
             self._metadata(facts.id), GRACE_SECONDS,
         ))  # fmt: skip
         self._machines[facts.id] = machine

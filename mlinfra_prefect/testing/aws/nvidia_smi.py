@@ -13,8 +13,8 @@ import json
 import sys
 from typing import Any
 
-DRIVER = "580.95.05"
-CUDA = "13.0"
+DRIVER = CUDA = "emulated"
+"""Says to a GPU test that there is no CUDA behind it."""
 _UNITS = {"memory.total": "MiB", "memory.used": "MiB", "memory.free": "MiB", "utilization.gpu": "%", "power.draw": "W"}
 
 

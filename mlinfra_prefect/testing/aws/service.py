@@ -129,9 +129,15 @@ class Service:
     def _passed(self, environ: dict[str, Any], start_response: StartResponse, request: Request) -> Iterable[bytes]:
         name = request.operation.name
         before = {each.id for each in self._account.raw_instances(request.region)} if name == "RunInstances" else set()
+        told: list[tuple[str, list[tuple[str, str]]]] = []
+
+        def start(status: str, headers: list[tuple[str, str]], _error: Any = None) -> None:
+            told.append((status, headers))
+
         with self._hidden(request):
-            told: list[tuple[str, list[tuple[str, str]]]] = []
-            body = b"".join(self._moto(environ, lambda status, headers, exc_info=None: told.append((status, headers))))  # noqa: ARG005
+            answer = self._moto(environ, start)
+            body = b"".join(answer)
+            getattr(answer, "close", lambda: None)()
         status, headers = told[-1]
         if name == "RunInstances" and status.startswith("200"):
             for raw in [each for each in self._account.raw_instances(request.region) if each.id not in before]:

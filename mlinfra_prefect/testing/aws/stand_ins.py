@@ -19,6 +19,10 @@ Power = Literal["off", "reboot", "cancel"]
 _OURS = f"python3.{sys.version_info.minor}"
 _PYTHONS = tuple(f"python3.{minor}" for minor in range(9, 20))
 _ABSENT = '#!/bin/sh\necho "${0##*/}: not on this emulated machine" >&2\nexit 127\n'
+_BROKEN = (
+    "#!/bin/sh\necho \"NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. "
+    'Make sure that the latest NVIDIA driver is installed and running."\nexit 9\n'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +55,13 @@ def power_request(line: str) -> PowerRequest | None:
     return PowerRequest(power, float(minutes)) if minutes.isdigit() else None
 
 
-def stand_ins(power_file: Path, gpus: tuple[Gpu, ...]) -> dict[str, str]:
+def stand_ins(power_file: Path, gpus: tuple[Gpu, ...], *, broken: bool = False) -> dict[str, str]:
     """Return the programs by name. Pure.
 
     Args:
         power_file: where requests about power are written, one a line.
         gpus: what ``nvidia-smi`` finds; none: it is not there.
+        broken: it is there, and finds no driver.
     """
     file = shlex.quote(str(power_file))
     noted = f'#!/bin/sh\nprintf \'%s %s\\n\' "${{0##*/}}" "$*" >>{file}\n'
@@ -68,7 +73,9 @@ def stand_ins(power_file: Path, gpus: tuple[Gpu, ...]) -> dict[str, str]:
         '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do shift; done\nexec env "$@"\n'
     )  # fmt: skip
     programs["nvidia-smi"] = _ABSENT
-    if gpus:
+    if gpus and broken:
+        programs["nvidia-smi"] = _BROKEN
+    elif gpus:
         told = json.dumps([
             {"name": each.name, "memory_mib": each.memory_mib, "compute_cap": each.compute_cap} for each in gpus
         ])  # fmt: skip

@@ -1,7 +1,11 @@
+locals {
+  name = "mlinfra-${var.mlinfra.lease_id}-${var.mlinfra.attempt}-${substr(var.mlinfra.ledger_id, 0, 8)}"
+}
+
 # One attempt: an instant fleet in one region and one market, with a launch template of its own.
 module "node" {
   source             = "../../modules/gpu-node"
-  name               = "mlinfra-${var.mlinfra.lease_id}-${var.mlinfra.attempt}-${substr(var.mlinfra.ledger_id, 0, 8)}"
+  name               = local.name
   tags               = var.mlinfra.tags
   market             = var.market
   candidates         = var.candidates

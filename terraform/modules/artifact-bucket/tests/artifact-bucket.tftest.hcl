@@ -12,16 +12,15 @@ variables {
 run "forgets_mailboxes_and_keeps_checkpoints" {
   command = plan
   assert {
-    condition = [for rule in aws_s3_bucket_lifecycle_configuration.artifacts[0].rule : one(rule.filter).prefix
-    if length(rule.expiration) > 0] == ["nodes/"]
+    condition     = { for rule in aws_s3_bucket_lifecycle_configuration.artifacts[0].rule : rule.id => length(rule.expiration) } == { mailboxes = 1, unfinished-uploads = 0 }
     error_message = "Only mailboxes expire."
   }
   assert {
-    condition     = one([for rule in aws_s3_bucket_lifecycle_configuration.artifacts[0].rule : one(rule.expiration).days if length(rule.expiration) > 0]) == 14
+    condition     = one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].filter).prefix == "nodes/" && one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].expiration).days == 14
     error_message = "Mailboxes expire after two weeks."
   }
   assert {
-    condition     = anytrue([for rule in aws_s3_bucket_lifecycle_configuration.artifacts[0].rule : length(rule.abort_incomplete_multipart_upload) > 0 && one(rule.filter).prefix == ""])
+    condition     = one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[1].abort_incomplete_multipart_upload).days_after_initiation == 1
     error_message = "Unfinished uploads are billed and have to go, wherever they are."
   }
 }

@@ -1,0 +1,186 @@
+"""Rule: which rung a lease tries next, and until when its money lasts for that; both from the record alone."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
+from mlinfra_prefect.lifecycle import ladder
+from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord
+from mlinfra_prefect.model.offer import Offer, rungs
+from mlinfra_prefect.testing.records import MOMENT, sample_attempt, sample_lease, sample_offer
+
+NO_CAPACITY = "CapacityUnavailable: AWS has no machine to give."
+NO_QUOTA = "QuotaExceeded: the quota of this account is used up."
+BAD_MACHINE = "NodeLost: the machine i-0a1b is unfit."
+
+
+def offer(type_: str, price: float = 1.0, *, region: str = "eu-central-1", **more: Any) -> Offer:
+    return sample_offer(type=type_, region=region, usd_per_hour=price, **more)
+
+
+LADDER = (
+    (offer("g6.xlarge", 0.8), offer("g6.2xlarge", 1.0)),
+    (offer("g6.8xlarge", 2.4),),
+    (offer("g6.xlarge", 0.9, region="us-east-1"),),
+)
+
+
+def attempt(number: int, rung: tuple[Offer, ...], outcome: str = "", **more: Any) -> Attempt:
+    dearest = max(rung, key=lambda each: each.usd_per_hour)
+    return sample_attempt(
+        number, offer=dearest, candidates=rung if len(rung) > 1 else (), outcome=outcome, state=AttemptState.RELEASING,
+        **more,
+    )  # fmt: skip
+
+
+def lease(*attempts: Attempt, **request: Any) -> LeaseRecord:
+    record = sample_lease()
+    return record.revised(attempts=attempts, request=record.request.merged(request))
+
+
+# --- the rungs --------------------------------------------------------------------------------------------------------
+
+
+def test_a_rung_is_one_region_one_market_and_prices_that_are_near() -> None:
+    """What is much dearer comes after, on a rung of its own: the money is reckoned with a rung's dearest."""
+    offers = (offer("a", 1.0), offer("b", 1.5), offer("c", 1.51), offer("d", 1.0, region="us-east-1"), offer("e", 2.2))
+    assert [[each.type for each in rung] for rung in rungs(offers)] == [["a", "b"], ["c", "e"], ["d"]]
+
+
+def test_markets_are_never_mixed() -> None:
+    """A fleet buys in one market."""
+    found = rungs((offer("a"), offer("b", market="spot"), offer("c")))
+    assert [[each.type for each in rung] for rung in found] == [["a", "c"], ["b"]]
+
+
+def test_what_is_skipped_is_on_no_rung() -> None:
+    """A quota of zero is known before anything is tried."""
+    assert rungs((offer("a", skipped="quota 0"), offer("b"), offer("c", 1.2, skipped="no zone"))) == ((offer("b"),),)
+    assert rungs((offer("a", skipped="quota 0"),)) == ()
+
+
+# --- what is next -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_rung_is_the_first_that_was_not_used_up() -> None:
+    """No capacity and no quota hold for the lease's other tries of that rung."""
+    first, second, third = LADDER
+    assert ladder.next_rung(lease(), LADDER) == first
+    assert ladder.next_rung(lease(attempt(1, first, NO_CAPACITY)), LADDER) == second
+    assert ladder.next_rung(lease(attempt(1, first, NO_CAPACITY), attempt(2, second, NO_QUOTA)), LADDER) == third
+
+
+def test_a_bad_machine_is_tried_once_more_and_not_for_ever() -> None:
+    """An accident says nothing about the rung, two of them do."""
+    first, second, _ = LADDER
+    once = lease(attempt(1, first, BAD_MACHINE))
+    assert ladder.next_rung(once, LADDER) == first
+    assert ladder.next_rung(once.revised(attempts=(*once.attempts, attempt(2, first, BAD_MACHINE))), LADDER) == second
+
+
+def test_an_interrupted_attempt_is_no_reason_to_leave_its_rung() -> None:
+    """A keeper that was killed says nothing of the rung either."""
+    assert ladder.next_rung(lease(attempt(1, LADDER[0])), LADDER) == LADDER[0]
+
+
+def test_a_rung_is_known_again_though_its_prices_moved() -> None:
+    """Spot prices move between two looks; the rung that had no capacity is still the same one."""
+    first, second, _ = LADDER
+    moved = (tuple(each.revised(usd_per_hour=each.usd_per_hour * 1.2) for each in first), second)
+    assert ladder.next_rung(lease(attempt(1, first, NO_CAPACITY)), moved) == second
+
+
+@pytest.mark.parametrize(
+    ("last", "error"), [(NO_CAPACITY, CapacityUnavailable), (NO_QUOTA, QuotaExceeded), (BAD_MACHINE, CapacityUnavailable)]
+)  # fmt: skip
+def test_at_the_end_of_the_ladder_the_last_answer_decides(last: str, error: type[Exception]) -> None:
+    """No quota is another decision than no capacity: one waits for a colleague, the other one for AWS."""
+    attempts = [attempt(number, rung, NO_CAPACITY) for number, rung in enumerate(LADDER[:2], 1)]
+    attempts += [attempt(3, LADDER[2], last), attempt(4, LADDER[2], last)]
+    with pytest.raises(error, match=r"None of 3 rung\(s\)") as raised:
+        ladder.next_rung(lease(*attempts), LADDER)
+    assert "Try again later" in str(raised.value)
+
+
+def test_what_was_up_begins_the_count_anew() -> None:
+    """A lease that was up for a day may be repaired by the rungs that had nothing before."""
+    first = LADDER[0]
+    record = lease(attempt(1, first, NO_CAPACITY), attempt(2, LADDER[1], up_at=MOMENT))
+    assert ladder.tried(record) == ()
+    assert ladder.next_rung(record, LADDER) == first
+
+
+# --- when the next one may begin --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "later", "past"),
+    [
+        (AttemptState.RELEASED, "", False, True),
+        (AttemptState.RELEASED, "", True, True),
+        (AttemptState.RELEASING, NO_CAPACITY, True, True),
+        (AttemptState.RELEASING, NO_CAPACITY, False, False),
+        (AttemptState.RELEASING, "", True, False),
+        (AttemptState.APPLYING, NO_CAPACITY, True, False),
+        (AttemptState.PLANNED, "", True, False),
+    ],
+)
+def test_the_next_attempt_waits_for_the_meter_and_not_for_the_destroy(
+    state: AttemptState, outcome: str, later: bool, past: bool
+) -> None:
+    """Where the rest may go at release; elsewhere all of it goes first."""
+    platform: Any = SimpleNamespace(destroys_later=later)
+    assert ladder.is_past(platform, attempt(1, LADDER[0], outcome).revised(state=state)) is past
+
+
+# --- the money --------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_budget_the_deadline_stays() -> None:
+    """Nor does a price of zero shorten it: local machines cost nothing."""
+    assert ladder.deadline(lease(), 5.0, MOMENT) is None
+    assert ladder.deadline(lease(max_usd=1.0), 0.0, MOMENT) is None
+
+
+def test_a_budget_that_lasts_longer_than_the_lease_changes_nothing() -> None:
+    """A deadline is only ever brought nearer (R5)."""
+    assert ladder.deadline(lease(max_usd=10.0), 1.0, MOMENT) is None
+
+
+def test_the_deadline_is_when_the_money_is_gone() -> None:
+    """Half a dollar at one dollar an hour is half an hour, from now on."""
+    now = MOMENT + timedelta(minutes=10)
+    assert ladder.deadline(lease(max_usd=0.5), 1.0, now) == now + timedelta(minutes=30)
+
+
+def test_what_former_attempts_cost_is_gone() -> None:
+    """A machine that ran for a quarter of an hour and was unfit has used a quarter of the money; no capacity none."""
+    one = LADDER[1]
+    bad = attempt(
+        1, one, BAD_MACHINE, nodes=("i-0a",), applied_at=MOMENT, launched_at=MOMENT,
+        stopped_at=MOMENT + timedelta(minutes=15),
+    )  # fmt: skip
+    none = attempt(2, one, NO_CAPACITY, applied_at=MOMENT, stopped_at=MOMENT + timedelta(minutes=15))
+    now = MOMENT + timedelta(minutes=16)
+    found = ladder.deadline(lease(bad, none, max_usd=1.2), 2.4, now)
+    assert found == now + timedelta(hours=(1.2 - 0.6) / 2.4)
+
+
+def test_money_for_less_than_a_minute_buys_nothing() -> None:
+    """It would be a boot, and its end: the sentence says what is left and what it would buy."""
+    with pytest.raises(BudgetExceeded, match=r"max_usd: 0\.01 USD is left of 0\.01, and buys 36 seconds at 1\.00"):
+        ladder.deadline(lease(max_usd=0.01), 1.0, MOMENT)
+
+
+# --- for people -------------------------------------------------------------------------------------------------------
+
+
+def test_an_attempt_is_described_by_what_it_tried() -> None:
+    """All types of a rung, each once, with region and market."""
+    assert ladder.described(attempt(1, LADDER[0])) == "g6.xlarge, g6.2xlarge in eu-central-1 (on-demand)"
+    assert ladder.described(attempt(1, LADDER[1])) == "g6.8xlarge in eu-central-1 (on-demand)"
