@@ -61,7 +61,12 @@ class BucketError(OSError):
 
     @property
     def absent(self) -> bool:
-        """Whether there is no such object."""
+        """Whether there is no such object, as far as a node can know.
+
+        A node may list its own prefix only, and to whom may not list all of a bucket S3 says 403 for what is not there.
+        """
+        if self.status == HTTPStatus.FORBIDDEN:
+            return self.code == "AccessDenied"
         return self.status == HTTPStatus.NOT_FOUND and self.code != "NoSuchBucket"
 
 

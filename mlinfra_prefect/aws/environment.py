@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mlinfra_prefect.agent.wire import read_json_if_there, write_json
 from mlinfra_prefect.aws.sdk import client, code_of, refused
-from mlinfra_prefect.errors import InvalidInput, NotInitialised
+from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, NotInitialised
 from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.record import Moment, Record, parsed
 
@@ -59,11 +59,12 @@ class AwsEnvironment(Record):
         for each in self.regions:
             if each.name == name:
                 return each
-        there = ", ".join(each.name for each in self.regions)
+        there = [each.name for each in self.regions]
+        options = " ".join(f"--region {each}" for each in (*there, name))
         raise InvalidInput(
             f"environments.{self.name}.aws.regions",
-            f"{name} has no network of environment {self.name!r}; there is {there}",
-            f"mlinfra-prefect init aws --environment {self.name} --region {self.home_region} --region {name}",
+            f"{name} has no network of environment {self.name!r}; there is {', '.join(there)}",
+            f"Run: mlinfra-prefect init aws --environment {self.name} {options}",
         )
 
 
@@ -148,9 +149,18 @@ def load(name: str, cache: Path) -> AwsEnvironment:
     return found
 
 
-def look_up(name: str) -> AwsEnvironment | None:
-    """Return what lies beside the ledger of an environment in the configured region; None: nothing does."""
-    region = own_region()
+def look_up(name: str, region: str | None = None) -> AwsEnvironment | None:
+    """Return what lies beside the ledger of an environment in its home region; None: nothing does.
+
+    Args:
+        name: of the environment.
+        region: its home region; None: the one of the AWS configuration.
+
+    Raises:
+        LedgerUnreadable: what lies there is no such record.
+        MlinfraError: AWS cannot be asked.
+    """
+    region = region or own_region()
     bucket = state_bucket(name, account(), region)
     try:
         body = client("s3", region).get_object(Bucket=bucket, Key=KEY)["Body"].read()
@@ -158,7 +168,13 @@ def look_up(name: str) -> AwsEnvironment | None:
         if code_of(error)[0] in {"NoSuchBucket", "NoSuchKey", "404"}:
             return None
         raise refused(error, f"reading s3://{bucket}/{KEY}") from error
-    return parsed(AwsEnvironment, json.loads(body), prefix=f"s3://{bucket}/{KEY}")
+    try:
+        return AwsEnvironment.model_validate_json(body)
+    except ValueError as error:
+        raise LedgerUnreadable(
+            f"s3://{bucket}/{KEY} cannot be read: it was cut off, or written by a newer version.",
+            f"Install the newest version, or write it again: mlinfra-prefect init aws --environment {name}",
+        ) from error
 
 
 def cached(cache: Path, name: str) -> Path:

@@ -29,7 +29,7 @@ MOST_OBJECTS = 10_000
 """Of one input on S3: each has a presigned address in the job's object."""
 PRESIGNED_SECONDS = 12 * 3600
 """How long an address can be read: inputs are fetched when the job arrives, and that may take hours."""
-LANES_AT_ONCE = 16
+BLOCKS_AT_ONCE = 4
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Handover:
         for data in blocks.stream(root, files):
             names.append(blocks.sha256(data))
             waiting.append((names[-1], data))
-            if len(waiting) == LANES_AT_ONCE:
+            if len(waiting) == BLOCKS_AT_ONCE:
                 self._put(waiting)
                 waiting = []
         listing = blocks.Pack(files, tuple(names)).listing()

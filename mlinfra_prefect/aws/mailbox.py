@@ -18,8 +18,8 @@ from mlinfra_prefect.agent.transfer import TransferError
 from mlinfra_prefect.aws.sdk import code_of
 from mlinfra_prefect.errors import TemporaryError
 
-LANES = 8
-"""Blocks that are on their way at once."""
+LANES = 4
+"""Blocks that are on their way at once; each is up to 32 MiB of memory."""
 LONGEST_INDEX = 64 << 20
 ABSENT = frozenset({"NoSuchKey", "404"})
 UNCHANGED = 304

@@ -38,13 +38,14 @@ class Mirror:
     Attributes:
         age: how long the node had been silent at the last look that S3 answered, in seconds of S3's clock.
         answered: whether S3 has answered a look of this process.
+        problem: why the last look told nothing; empty where it did.
         carrier: brings the directories.
     """
 
     def __init__(self, directory: Path, mailbox: Mailbox, poll_seconds: float = POLL_SECONDS) -> None:
         self.directory, self.mailbox = directory, mailbox
         self.carrier = Carrier(directory, mailbox)
-        self.age, self.answered = 0.0, False
+        self.age, self.answered, self.problem = 0.0, False, ""
         self._poll_seconds = poll_seconds
         self._polling = threading.Lock()
         self._polled = float("-inf")
@@ -62,13 +63,16 @@ class Mirror:
         with self._polling:
             if time.monotonic() - self._polled < self._poll_seconds:
                 return self._index
-            with suppress(MailboxUnavailable, ValueError):
+            try:
                 found = self.mailbox.look(self._etag)
                 self.answered = True
                 self.age = found.age if found is not None else 0.0
                 if found is not None and found.body is not None:
                     self._index = parsed(found.body)
                     self._etag = found.etag
+                self.problem = ""
+            except (MailboxUnavailable, ValueError) as error:
+                self.problem = str(error)
             self._polled = time.monotonic()
             return self._index
 

@@ -140,10 +140,10 @@ class BucketNode:
             time.sleep(LOOK_SECONDS)
 
     def why_gone(self) -> str:
-        """What was last said of the agent's end; empty when nothing was."""
+        """What was last said of the agent's end, or why nobody can say; empty when nothing was said."""
         index = self._mirror.look()
         told = index.agent if index is not None else read_json_if_there(self.directory / "agent.json") or {}
-        return str(told.get("reason") or "")
+        return str(told.get("reason") or self._mirror.problem)
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.aws import buckets, deadman, environment as environments, tags
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
-from mlinfra_prefect.errors import LeaseHeld
+from mlinfra_prefect.errors import InvalidInput, LeaseHeld
 from mlinfra_prefect.lifecycle.context import STACKS, Context
 from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.terraform import Stack, gate, planned
@@ -81,6 +81,7 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
         MlinfraError: credentials, permissions, Terraform.
     """
     account = environments.account()
+    _refuse_lost_regions(wanted)
     parts = _parts(context, wanted, account)
     creates: dict[str, int] = {}
     changes: dict[str, int] = {}
@@ -174,6 +175,19 @@ def refuse_leases(context: Context, made: AwsEnvironment) -> None:
 
 
 # --- how --------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_lost_regions(wanted: Wanted) -> None:
+    """Refuse to forget a region: its network would be there, and nobody would know of it any more."""
+    made = environments.look_up(wanted.environment, wanted.regions[0])
+    lost = [each.name for each in made.regions if each.name not in wanted.regions] if made is not None else []
+    if lost:
+        options = " ".join(f"--region {each}" for each in (*wanted.regions, *lost))
+        raise InvalidInput(
+            "region",
+            f"environment {wanted.environment!r} has a network in {', '.join(lost)} too. Nothing was created",
+            f"Name it (mlinfra-prefect init aws --environment {wanted.environment} {options}), or destroy the environment.",
+        )
 
 
 def _parts(context: Context, wanted: Wanted, account: str) -> tuple[Part, ...]:

@@ -19,7 +19,7 @@ from mlinfra_prefect.agent.bucket import BucketError, Listed
 from mlinfra_prefect.agent.inbox import Inbox
 from mlinfra_prefect.agent.outbox import Outbox
 from mlinfra_prefect.agent.outfiles import SMALL
-from mlinfra_prefect.agent.unpacking import Unpacker, localised
+from mlinfra_prefect.agent.unpacking import localised
 from mlinfra_prefect.agent.wire import SpecError, write_json
 
 
@@ -147,9 +147,7 @@ def test_an_index_names_nothing_that_is_not_there(bucket: MemoryBucket, outbox: 
     assert "uploads/j1" in bucket.index["packs"]
 
 
-def test_a_final_status_waits_for_what_belongs_to_the_end(
-    bucket: MemoryBucket, outbox: Outbox, tmp_path: Path
-) -> None:
+def test_a_final_status_waits_for_what_belongs_to_the_end(bucket: MemoryBucket, outbox: Outbox, tmp_path: Path) -> None:
     """The upload cannot be sent: the status before it stays, the log goes on; then both are told at once."""
     job(tmp_path, state="running", log=b"one\n")
     outbox.push({"state": "up"})
@@ -161,7 +159,10 @@ def test_a_final_status_waits_for_what_belongs_to_the_end(
     bucket.fail = lambda what, key: "/packs/" in key
     whole = outbox.push({"state": "up"})
     assert (whole, outbox.idle) == (False, False)
-    assert (bucket.text("jobs/j1/status.json"), bucket.text("jobs/j1/log.txt")) == (b'{"state": "running"}', b"one\ntwo\n")
+    assert (bucket.text("jobs/j1/status.json"), bucket.text("jobs/j1/log.txt")) == (
+        b'{"state": "running"}',
+        b"one\ntwo\n",
+    )
     bucket.fail = lambda *_: False
     push_until(outbox, lambda: b"succeeded" in bucket.text("jobs/j1/status.json"))
     assert "uploads/j1" in bucket.index["packs"]
@@ -265,9 +266,7 @@ def test_an_upload_that_cannot_be_read_does_not_hold_the_end_back(
     assert any("uploads/j1 was not sent" in line for line in said)
 
 
-def test_links_among_the_files_of_a_job_are_not_followed(
-    bucket: MemoryBucket, outbox: Outbox, tmp_path: Path
-) -> None:
+def test_links_among_the_files_of_a_job_are_not_followed(bucket: MemoryBucket, outbox: Outbox, tmp_path: Path) -> None:
     """A training that replaces its log by a link sends nobody's file."""
     place = job(tmp_path, log=b"mine")
     (tmp_path / "secret").write_text("secret")
@@ -379,9 +378,7 @@ def test_a_job_that_cannot_be_read_is_a_failed_job(bucket: MemoryBucket, inbox: 
     until(lambda: inbox.jobs.said["j1"]["state"] == "failed")
 
 
-def test_a_job_that_is_told_to_stop_on_its_way_never_runs(
-    bucket: MemoryBucket, inbox: Inbox, tmp_path: Path
-) -> None:
+def test_a_job_that_is_told_to_stop_on_its_way_never_runs(bucket: MemoryBucket, inbox: Inbox, tmp_path: Path) -> None:
     """The order comes with it, or while it is brought; it is stopped, and not failed."""
     hand_over(bucket)
     bucket.objects["n/in/stops/j1.json"] = json.dumps({"action": "checkpoint", "grace_seconds": 1.0}).encode()
@@ -446,7 +443,7 @@ def test_only_the_node_s_own_paths_are_made_local(tmp_path: Path) -> None:
         localised({**told, "upload_dir": "/@node/../x"}, tmp_path)
 
 
-# --- what is told at boot ----------------------------------------------------------------------------------------------
+# --- what is told at boot ---------------------------------------------------------------------------------------------
 
 
 def boot(**changes: Any) -> str:

@@ -3,6 +3,8 @@
 No GPU is here: the driver is an object that answers as `libcuda` does. That the kernel computes is not shown by this.
 """
 
+# ruff: noqa: N802 (the names are libcuda's)
+
 from __future__ import annotations
 
 import ctypes

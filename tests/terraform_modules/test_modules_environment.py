@@ -23,9 +23,9 @@ KNOWN_FREE = {
     "aws_cloudwatch_dashboard", "aws_cloudwatch_event_rule", "aws_cloudwatch_event_target", "aws_cloudwatch_log_group",
     "aws_default_security_group", "aws_iam_instance_profile", "aws_iam_policy", "aws_iam_role", "aws_iam_role_policy",
     "aws_iam_role_policy_attachment", "aws_internet_gateway", "aws_lambda_function", "aws_lambda_permission",
-    "aws_route", "aws_route_table", "aws_route_table_association", "aws_s3_bucket", "aws_s3_bucket_lifecycle_configuration",
-    "aws_s3_bucket_policy", "aws_s3_bucket_public_access_block", "aws_s3_bucket_server_side_encryption_configuration",
-    "aws_security_group", "aws_subnet", "aws_vpc", "aws_vpc_endpoint", "aws_vpc_security_group_egress_rule",
+    "aws_route", "aws_route_table", "aws_route_table_association", "aws_s3_bucket",
+    "aws_s3_bucket_lifecycle_configuration", "aws_s3_bucket_policy", "aws_s3_bucket_public_access_block",
+    "aws_s3_bucket_server_side_encryption_configuration", "aws_security_group", "aws_subnet", "aws_vpc", "aws_vpc_endpoint", "aws_vpc_security_group_egress_rule",
     "aws_vpc_security_group_ingress_rule",
 }  # fmt: skip
 """Their existence costs nothing. A type in neither set has to be looked up and put into one of them."""

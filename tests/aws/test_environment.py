@@ -1,0 +1,267 @@
+"""Rule: an environment is found by name and account alone, and what is wrong is one sentence with the next step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from aws_place import REGION, SECOND, Account, House, house_in, usable
+
+from mlinfra_prefect.aws import buckets, environment as environments
+from mlinfra_prefect.errors import InvalidInput, MlinfraError, NotInitialised, PermanentError, PlanRejected
+from mlinfra_prefect.testing.aws import Emulator
+
+
+@pytest.fixture(scope="module")
+def account() -> Iterator[Account]:
+    with Emulator() as aws:
+        yield Account(aws)
+
+
+@pytest.fixture
+def house(account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
+    """A home of its own; the account is shared, so environments have names of their own."""
+    with house_in(account, monkeypatch) as made:
+        yield made
+    account.aws.clear_faults()
+
+
+# --- who and where we are ---------------------------------------------------------------------------------------------
+
+
+def test_the_region_is_that_of_the_aws_configuration(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """AWS_REGION, then AWS_DEFAULT_REGION, then the profile's file, as every AWS tool has it."""
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert environments.own_region() == "eu-west-1"
+    monkeypatch.delenv("AWS_REGION")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-2")
+    assert environments.own_region() == "eu-west-2"
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    (tmp_path / "config").write_text("[default]\nregion = eu-west-3\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    assert environments.own_region() == "eu-west-3"
+
+
+def test_without_a_region_it_says_how_to_name_one(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nothing is guessed: a region decides where money is spent."""
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "absent"))
+    with pytest.raises(InvalidInput, match="AWS_REGION: no region is configured.*--region"):
+        environments.own_region()
+
+
+def test_the_account_is_that_of_the_credentials(house: House, account: Account) -> None:
+    """As AWS says it, and nobody configures."""
+    assert environments.account() == account.aws.account
+
+
+def test_without_credentials_it_says_how_to_log_in(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """No key, no file, no instance."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "absent"))
+    with pytest.raises(PermanentError, match=r"there are no AWS credentials\. Log in"):
+        environments.account()
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [
+        ("ExpiredToken", "credentials have expired. Log in"),
+        ("InvalidClientTokenId", "does not accept the credentials"),
+        ("AccessDenied", "lack the permission"),
+    ],
+)
+def test_credentials_that_are_refused_say_why(house: House, account: Account, code: str, sentence: str) -> None:
+    """Expired, unknown, or without a permission: three next steps."""
+    account.aws.fail("GetCallerIdentity", status=403, code=code)
+    with pytest.raises(PermanentError, match=sentence):
+        environments.account()
+
+
+# --- how it is found --------------------------------------------------------------------------------------------------
+
+
+def test_names_of_buckets_follow_from_name_account_and_region() -> None:
+    """So any host that may log in finds the environment without being told."""
+    assert environments.state_bucket("dev", "123456789012", "eu-central-1") == (
+        "mlinfra-prefect-state-dev-123456789012-eu-central-1"
+    )
+    assert environments.artifact_bucket("dev", "123456789012", "eu-central-1") == (
+        "mlinfra-prefect-artifacts-dev-123456789012-eu-central-1"
+    )
+
+
+def test_a_home_that_never_saw_an_environment_finds_it_and_remembers(house: House) -> None:
+    """The second lease of a home costs no call for it."""
+    made = usable(house, "found")
+    assert environments.load("found", house.home.aws) == made
+    since = house.account.aws.proxy.requests
+    assert environments.load("found", house.home.aws) == made
+    assert house.account.aws.proxy.requests == since
+    assert (house.home.aws / "found.json").stat().st_mode & 0o077 == 0
+
+
+def test_an_environment_that_nobody_made_says_how_to_make_it(house: House, account: Account) -> None:
+    """With the place in which it was looked for."""
+    with account.unchanged(), pytest.raises(NotInitialised) as raised:
+        environments.load("absent", house.home.aws)
+    assert str(raised.value) == (
+        f"Environment 'absent' is not initialised on AWS in {REGION} of account {account.aws.account}. "
+        "Run: mlinfra-prefect init aws --environment absent"
+    )
+    assert not (house.home.aws / "absent.json").exists()
+
+
+def test_a_wrong_region_is_another_place(house: House, account: Account, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the region that was looked in, so that a wrong AWS_REGION is seen."""
+    usable(house, "elsewhere")
+    monkeypatch.setenv("AWS_REGION", SECOND)
+    with pytest.raises(NotInitialised, match=f"in {SECOND} of account"):
+        environments.load("elsewhere", house.home.aws)
+
+
+def test_a_bucket_that_is_somebody_else_s_is_not_read_as_absent(house: House, account: Account) -> None:
+    """A missing permission names the action; it is not "run init aws"."""
+    usable(house, "private")
+    account.aws.fail("GetObject", status=403, code="AccessDenied", match="state-private", times=None)
+    with pytest.raises(MlinfraError, match="lack the permission GetObject") as raised:
+        environments.load("private", house.home.aws)
+    assert not isinstance(raised.value, NotInitialised)
+
+
+@pytest.mark.parametrize("body", ["{", "[]", "{}", '{"schema": "mlinfra-prefect/aws-environment/9"}'])
+def test_a_record_that_cannot_be_read_is_an_error_of_ours(house: House, body: str) -> None:
+    """Written by a newer version or cut off: a sentence that names the object, never a traceback."""
+    made = usable(house, f"odd-{abs(hash(body)) % 10**6}")
+    house.account.client("s3").put_object(Bucket=made.state_bucket, Key=environments.KEY, Body=body.encode())
+    with pytest.raises(MlinfraError, match=f"s3://{made.state_bucket}/environment.json"):
+        environments.load(made.name, house.home.aws)
+
+
+def test_a_copy_that_cannot_be_read_is_looked_up_again(house: House) -> None:
+    """The home's copy is a cache."""
+    made = usable(house, "copied")
+    environments.load("copied", house.home.aws)
+    (house.home.aws / "copied.json").write_text("{")
+    assert environments.load("copied", house.home.aws) == made
+
+
+def test_what_is_saved_lies_beside_the_ledger_and_in_the_home(house: House) -> None:
+    """The same in both places; forgetting takes the home's copy only."""
+    made = usable(house, "saved")
+    changed = made.model_copy(update={"egress": "none", "profile": "hardened"})
+    environments.save(changed, house.home.ensure().aws)
+    body = house.account.client("s3").get_object(Bucket=made.state_bucket, Key=environments.KEY)["Body"].read()
+    assert json.loads(body) == json.loads((house.home.aws / "saved.json").read_text())
+    environments.forget("saved", house.home.aws)
+    environments.forget("saved", house.home.aws)
+    assert environments.load("saved", house.home.aws) == changed
+
+
+def test_a_region_without_a_network_says_what_makes_one(house: House) -> None:
+    """Every region that there is stays named, so that the line can be run as it stands."""
+    made = usable(house, "regions", (REGION, SECOND))
+    assert made.region(SECOND).name == SECOND
+    with pytest.raises(InvalidInput) as raised:
+        made.region("eu-west-1")
+    assert "eu-west-1 has no network of environment 'regions'" in str(raised.value)
+    for region in (REGION, SECOND, "eu-west-1"):
+        assert f"--region {region}" in str(raised.value)
+
+
+# --- the buckets ------------------------------------------------------------------------------------------------------
+
+
+def bucket(house: House, name: str, *, versioned: bool = True, closed: bool = True) -> str:
+    s3 = house.account.client("s3")
+    s3.create_bucket(Bucket=name)
+    if versioned:
+        s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Enabled"})
+    if closed is not None:
+        block = dict.fromkeys(("BlockPublicAcls", "IgnorePublicAcls", "BlockPublicPolicy"), True)
+        s3.put_public_access_block(
+            Bucket=name, PublicAccessBlockConfiguration={**block, "RestrictPublicBuckets": closed}
+        )
+    return name
+
+
+def test_a_state_bucket_that_keeps_versions_and_is_closed_is_good(house: House) -> None:
+    """And nothing is asked of a bucket that is not there."""
+    buckets.check(bucket(house, "good"), REGION)
+    assert buckets.exists("good", REGION)
+    assert not buckets.exists("nobody-made-this-one", REGION)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "sentence"),
+    [
+        (
+            "unversioned",
+            {"versioned": False},
+            "unversioned is not versioned.*Nothing was created.*put-bucket-versioning",
+        ),
+        ("half-open", {"closed": False}, "half-open may be made public.*Nothing was created.*put-public-access-block"),
+        ("open", {"closed": None}, "open may be made public"),
+    ],
+)
+def test_a_state_bucket_that_can_lose_or_show_is_refused(
+    house: House, name: str, how: dict[str, bool], sentence: str
+) -> None:
+    """With the line that mends it."""
+    bucket(house, name, **how)
+    with house.account.unchanged(), pytest.raises(PlanRejected, match=sentence):
+        buckets.check(name, REGION)
+
+
+def test_suspended_versions_are_none(house: House) -> None:
+    """A bucket that was versioned once loses what is overwritten now."""
+    name = bucket(house, "suspended")
+    house.account.client("s3").put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": "Suspended"})
+    with pytest.raises(PlanRejected, match="not versioned"):
+        buckets.check(name, REGION)
+
+
+def test_a_missing_permission_names_the_bucket_and_the_action(house: House) -> None:
+    """Whoever may not look must not read that as safe."""
+    name = bucket(house, "hidden")
+    house.account.aws.fail("GetBucketVersioning", status=403, code="AccessDenied", times=None)
+    with pytest.raises(PermanentError, match=r"Looking at s3://hidden failed: .* GetBucketVersioning"):
+        buckets.check(name, REGION)
+
+
+def test_deleting_takes_every_version_and_is_idempotent(house: House) -> None:
+    """Old versions and delete markers too: a bucket with them cannot go."""
+    name, s3 = bucket(house, "full"), house.account.client("s3")
+    for number in range(3):
+        s3.put_object(Bucket=name, Key=f"k{number}", Body=b"one")
+        s3.put_object(Bucket=name, Key=f"k{number}", Body=b"two")
+    s3.delete_object(Bucket=name, Key="k0")
+    buckets.delete(name, REGION)
+    assert not buckets.exists(name, REGION)
+    buckets.delete(name, REGION)
+    buckets.empty(name, REGION)
+
+
+# --- the zones --------------------------------------------------------------------------------------------------------
+
+
+def test_zones_are_the_first_of_the_region(house: House) -> None:
+    """In their order, so that a second `init` plans the same ones."""
+    assert buckets.zones(REGION, 3) == ["us-east-1a", "us-east-1b", "us-east-1c"]
+    assert buckets.zones(SECOND, 2) == ["us-west-2a", "us-west-2b"]
+
+
+def test_a_region_that_is_none_is_said(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not "no such host": this account has no such region."""
+    with pytest.raises(MlinfraError, match="eu-nowhere-9"):
+        buckets.zones("eu-nowhere-9", 3)
