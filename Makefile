@@ -16,7 +16,7 @@ help:
 	@echo "make check  only the static checks"
 	@echo "make browser  what the tests in a real browser need; then make test has them, too"
 	@echo "make audit  known vulnerabilities of the pinned dependencies; asks an advisory service on the network"
-	@echo "make chaos  RUNS=N SEED=S: kill everything at every moment, and count what leaks"
+	@echo "make chaos  RUNS=N SEED=S: kill everything at every moment, and count what leaks; PLATFORM=aws: on an emulated AWS"
 	@echo "make bench  the benchmarks, as ratios measured side by side"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -74,12 +74,14 @@ bench: $(VENV)/.tested
 	MLINFRA_TEST_CACHE=$(CACHE) $(BIN)/python -m tests.benchmarks
 
 # The last line it prints: N runs, L leaks, p95 S s. ROWS=a,b names rows; REPORT and JSON name files to write.
+# PLATFORM=aws leases on an emulated AWS, with Terraform's real provider.
+PLATFORM ?= local
 RUNS ?= 20
 SEED ?= 1
 JOBS ?= 2
-chaos: $(VENV)/.installed
-	@MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect chaos --runs $(RUNS) --seed $(SEED) --jobs $(JOBS) \
-	  $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT)) $(if $(GO_ON),--go-on)
+chaos: $(VENV)/.installed $(if $(filter aws,$(PLATFORM)),$(VENV)/.emulated)
+	@MLINFRA_CACHE=$${MLINFRA_CACHE:-$(CACHE)} $(BIN)/mlinfra-prefect chaos --platform $(PLATFORM) \
+	  --runs $(RUNS) --seed $(SEED) --jobs $(JOBS) $(if $(ROWS),--rows $(ROWS)) $(if $(JSON),--json $(JSON)) $(if $(REPORT),--report $(REPORT)) $(if $(GO_ON),--go-on)
 
 clean:
 	rm -rf $(VENV) $(CACHE) dist build

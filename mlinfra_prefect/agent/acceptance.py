@@ -30,6 +30,8 @@ DRIVER_SECONDS: Final = 60.0
 EMULATED: Final = "emulated"
 TOLERANCE: Final = 0.9
 """A 16 GiB card with error correction shows 15 GiB."""
+NOT_FOUND: Final = 127
+NOT_INSTALLED: Final = "it is not installed, so the machine image has no NVIDIA driver"
 QUERY: Final = "name,memory.total,driver_version"
 
 
@@ -118,7 +120,7 @@ def examined(gpus: int, memory_gib: float, *, ask: Callable[[], str], cuda: Call
     names = tuple(card.name for card in cards)
     driver = cards[0].driver if cards else ""
     if len(cards) < gpus:
-        return Acceptance("failed", f"The node has {len(cards)} GPUs, and {gpus} were paid for.", driver, "", names)
+        return Acceptance("failed", f"The node has {_gpus(len(cards))}, and {gpus} were paid for.", driver, "", names)
     for number, card in enumerate(cards):
         if card.memory_mib / 1024 < memory_gib * TOLERANCE:
             sentence = (
@@ -126,7 +128,7 @@ def examined(gpus: int, memory_gib: float, *, ask: Callable[[], str], cuda: Call
             )
             return Acceptance("failed", sentence, driver, "", names)
     if driver == EMULATED:
-        sentence = f"{len(cards)} GPUs ({names[0]}) are emulated: driver, count and memory were tested, CUDA was not."
+        sentence = f"{_gpus(len(cards))} ({names[0]}) emulated: driver, count and memory were tested, CUDA was not."
         return Acceptance("passed", sentence, driver, "", names, "CUDA: not run: emulated driver")
     try:
         return _with_cuda(gpus, driver, names, cuda)
@@ -138,13 +140,17 @@ def _with_cuda(gpus: int, driver: str, names: tuple[str, ...], cuda: Callable[[]
     opened = cuda()
     version, count = opened.version(), opened.count()
     if count < gpus:
-        return Acceptance("failed", f"CUDA shows {count} GPUs, and {gpus} were paid for.", driver, version, names)
+        return Acceptance("failed", f"CUDA shows {_gpus(count)}, and {gpus} were paid for.", driver, version, names)
     used = [opened.test(number) for number in range(count)]
     sentence = (
-        f"{count} GPUs ({names[0]}) ran a kernel and used {min(used) / (1 << 30):.0f} GiB of memory each "
+        f"{_gpus(count)} ({names[0]}) ran a kernel and used {min(used) / (1 << 30):.0f} GiB of memory each "
         f"(driver {driver}, CUDA {version})."
     )
     return Acceptance("passed", sentence, driver, version, names)
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'' if count == 1 else 's'}"
 
 
 def main(gpus: str, memory_gib: str) -> int:
@@ -162,9 +168,11 @@ def _nvidia_smi() -> str:
             command, capture_output=True, text=True, timeout=DRIVER_SECONDS, check=False, stdin=subprocess.DEVNULL
         )
     except FileNotFoundError:
-        raise OSError("it is not installed, so the machine image has no NVIDIA driver") from None
+        raise OSError(NOT_INSTALLED) from None
     except subprocess.TimeoutExpired:
         raise OSError(f"it did not answer within {DRIVER_SECONDS:.0f} s") from None
+    if done.returncode == NOT_FOUND:
+        raise OSError(NOT_INSTALLED)
     if done.returncode:
         said = " ".join((done.stdout + done.stderr).split())
         raise OSError(f"it ended with {done.returncode}: {said[:300]}".rstrip(": ."))

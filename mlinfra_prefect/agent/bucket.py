@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .imds import RoleCredentials
 
 TRIES: Final = 4
-TIMEOUT_SECONDS: Final = 20.0
+TIMEOUT_SECONDS: Final = 10.0
 PAUSE_SECONDS: Final = 0.2
 RENEW_SECONDS: Final = 300.0
 """How long before they end credentials are renewed: EC2 has the next ones five minutes before."""

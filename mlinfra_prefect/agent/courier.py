@@ -68,6 +68,7 @@ class Courier:
         self._looked_at = float("-inf")
         self._quick_until = time.monotonic() + QUICK_FOR_SECONDS
         self._gone: str | None = None
+        self._last_state: dict[str, Any] = {}
 
     def run(self) -> None:
         """Carry until the machine is not needed any more. Never raises for what a bucket or a disk may do."""
@@ -217,7 +218,7 @@ class Courier:
             if self._acceptance is not None and not self._acceptance.fit:
                 state, reason = "unfit", self._acceptance.sentence
             return {"state": state, "reason": reason, "beat": time.time()}
-        found = read_json_if_there(self._root / AGENT_STATE) or {}
+        found = self._last_state = read_json_if_there(self._root / AGENT_STATE) or self._last_state
         with contextlib.suppress(OSError, ValueError, TypeError):
             # On a full disk the agent touches what it wrote last.
             found["beat"] = max(float(found["heartbeat"]), (self._root / AGENT_STATE).stat().st_mtime)

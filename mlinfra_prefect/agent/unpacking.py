@@ -24,7 +24,9 @@ from urllib.parse import urlsplit
 
 from . import blocks
 from .bucket import BucketError
+from .checkpoints import LATEST
 from .folders import private_folder
+from .outbox import CHECKPOINTS, FORWARDED
 from .transfer import TransferError, check_relative
 from .wire import JOB, JOBS, STATUS_SCHEMA, write_json
 
@@ -132,9 +134,8 @@ class Unpacker:
             self._assemble(job_id, place / check_relative(name), entry, inline)
         for each in told["fetch"]:
             self._fetch(job_id, place / check_relative(each["path"]), str(each["url"]), int(each["size"]))
-        number = told.get("checkpoint")
-        if number is not None:
-            self._put_checkpoint(job_id, place / "checkpoint", int(number))
+        if told["job"].get("checkpoint") is not None:
+            self._put_checkpoint(job_id, place / "checkpoint", int(told.get("checkpoint") or 0))
         self._move(place / "inputs", self._root / "inputs" / job_id)
         staged = private_folder(place / "job")
         self._move(place / "artifacts", staged / "artifacts")
@@ -150,11 +151,14 @@ class Unpacker:
             source.rename(target)
 
     def _put_checkpoint(self, job_id: str, source: Path, number: int) -> None:
-        store = private_folder(self._root / "checkpoints" / job_id)
-        self.given[job_id] = number
-        if not (store / str(number)).exists():
-            source.rename(store / str(number))
-        (store / "LATEST").write_text(str(number), "ascii")
+        """Make the store of a job's checkpoints, with the one that came along, if there is one (0: none)."""
+        store = private_folder(self._root / CHECKPOINTS / job_id)
+        (store / FORWARDED).write_text(str(number), "ascii")
+        if number:
+            self.given[job_id] = number
+            if not (store / str(number)).exists():
+                source.rename(store / str(number))
+            (store / LATEST).write_text(str(number), "ascii")
 
     def _assemble(self, job_id: str, target: Path, entry: dict[str, Any], inline: dict[str, bytes]) -> None:
         parts = [self._block(name, inline) for name in entry["blocks"]]

@@ -120,6 +120,7 @@ def save(made: AwsEnvironment, cache: Path) -> None:
         s3.put_object(Bucket=made.state_bucket, Key=KEY, Body=body, ContentType="application/json")
     except Exception as error:
         raise refused(error, f"writing s3://{made.state_bucket}/{KEY}") from error
+    cache.mkdir(mode=0o700, exist_ok=True)
     write_json(cached(cache, made.name), json.loads(body))
 
 

@@ -6,11 +6,11 @@ The same seed chooses the same rows, moments and victims in the same order, what
 from __future__ import annotations
 
 import json
-import platform
+import platform as host
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -126,18 +126,22 @@ def as_json(
     skipped: dict[str, str],
     seconds: float,
     before: Earlier | None = None,
+    platform: str = "local",
+    calls: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The whole campaign as one JSON document; its format is described in ``docs/chaos.md``."""
     before = before or Earlier()
     return {
         "schema": SCHEMA,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "platform": platform,
         "seed": seed,
         "jobs": jobs,
         "seconds": round(before.seconds + seconds, 1),
         "commit": ", ".join(dict.fromkeys((*before.commits, _commit()))),
         "machine": machine(),
         "skipped": skipped,
+        **({"calls": dict(calls)} if calls else {}),
         "rows": [
             {"row": row.name, "about": row.about, "on": row.on, "promise_seconds": row.promise,
              **summary([each for each in results if each.plan.row == row.name])}
@@ -164,7 +168,7 @@ def machine() -> str:
         memory = f", {total / 1024 / 1024:.0f} GiB"
     except (OSError, ValueError, IndexError):
         pass
-    return f"{platform.system()} {platform.release()}, {cpu_count()} cores{memory}, Python {platform.python_version()}"
+    return f"{host.system()} {host.release()}, {cpu_count()} cores{memory}, Python {host.python_version()}"
 
 
 def _commit() -> str:

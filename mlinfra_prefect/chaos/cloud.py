@@ -1,4 +1,4 @@
-"""An emulated AWS account for runs: made and initialised once, with decoys planted by hand, and lent to one run at a time.
+"""An emulated AWS account for runs: initialised once, with decoys planted by hand, and lent to one run at a time.
 
 Every run has a ledger of its own, and nobody else uses the account meanwhile: so what is there after a run and was not
 there before it was left by that run, tagged or not. An account in which a run leaked, or went wrong, is not lent again.
@@ -18,17 +18,18 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from mlinfra_prefect.chaos import judge_account
 from mlinfra_prefect.chaos.judge_account import Thing
 
 ACCOUNT = Path(__file__).with_name("scripts") / "account.py"
-HOME_REGION, OTHER_REGION = "us-east-1", "us-west-2"
-MINUTE_SECONDS = 6.0
-"""How long a minute of an emulated machine's dead-man is. An ordinary request asks for an hour: six minutes."""
+HOME_REGION = "us-east-1"
+REGIONS = (HOME_REGION, "us-west-2")
+MINUTE_SECONDS = 10.0
+"""How long a minute of an emulated machine's dead-man is. An ordinary request asks for two hours, so twenty minutes."""
 BEGIN_SECONDS = 120.0
 INIT_SECONDS = 900.0
 SETTLE_SECONDS = 20.0
@@ -53,13 +54,13 @@ class Cloud:
         self.root = Path(tempfile.mkdtemp(prefix="mla-", dir=scratch))
         self.environment: dict[str, str] = {}
         self._baseline: dict[tuple[str, str], Thing] = {}
-        self._since = 0
+        self._since, self._began = 0, 0.0
         self._process: subprocess.Popen[str] | None = None
 
-    def __enter__(self) -> Cloud:
+    def __enter__(self) -> Self:
         try:
             self._start()
-            self._initialise()
+            self.initialise()
             self._plant()
         except BaseException:
             self.close()
@@ -99,10 +100,17 @@ class Cloud:
             raise OSError(f"the emulator did not begin: {(self.root / 'account.log').read_text()[-1000:]}")
         self.environment = json.loads(line)
 
-    def _initialise(self) -> None:
+    def initialise(self) -> None:
+        """Make what an environment shares, as people do.
+
+        Raises:
+            OSError: it cannot be made.
+        """
         passed = {name: value for name, value in os.environ.items() if not name.startswith(("MLINFRA_", "AWS_"))}
-        env = {**passed, **self.environment, "MLINFRA_HOME": str(self.root / "home"),
-               "MLINFRA_CACHE": str(self._cache), "MLINFRA_TERRAFORM": self._engine, "TMPDIR": str(self.root)}  # fmt: skip
+        env = {
+            **passed, **self.environment, "MLINFRA_HOME": str(self.root / "home"), "MLINFRA_CACHE": str(self._cache),
+            "MLINFRA_TERRAFORM": self._engine, "TMPDIR": str(self.root),
+        }  # fmt: skip
         regions = [word for name in self.regions for word in ("--region", name)]
         argv = [sys.executable, "-m", "mlinfra_prefect", "init", "aws", "--environment", "dev", *regions, "--yes"]
         ran = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=INIT_SECONDS)
@@ -118,7 +126,7 @@ class Cloud:
         another = {f"mlinfra-prefect:{key}": value for key, value in tags.items()}
         for number, region in enumerate(self.regions):
             network = next(each for each in told["regions"] if each["name"] == region)
-            zone, subnet = sorted(network["subnets"].items())[0]
+            zone, subnet = min(network["subnets"].items())
             images = self.ec2(region, "DescribeImages", **{"Owner.1": "amazon"})
             image = images.findtext("./imagesSet/item/imageId") or ""
             for marks in ({}, another):
@@ -143,7 +151,7 @@ class Cloud:
     def begin(self) -> None:
         """Note what there is before a run; no fault holds."""
         self.clear()
-        self._since = self.last_request()
+        self._since, self._began = self.last_request(), time.time()
         self._baseline = judge_account.survey(self.url, self.regions)
 
     def findings(self) -> list[str]:
@@ -156,10 +164,42 @@ class Cloud:
         there = judge_account.living(self.url)
         return {each.id: each for each in there.values() if ("instance", each.id) not in self._baseline}
 
+    def pids(self) -> list[int]:
+        """The processes of the run's machines."""
+        there = judge_account.instances(self.url)
+        return [pid for each in there if ("instance", each["id"]) not in self._baseline for pid in each["pids"]]
+
+    def words(self) -> list[str]:
+        """What was asked in this run but for its polling, and what the machines said, for a look."""
+        dull = {"GetObject", "PutObject", "ListObjectsV2", "DeleteObject", "GetProducts"}
+        asked = [f"{each['at']:.3f} {each['request']} {each['phase']} {each['operation']} {each['status'] or ''}"
+                 for each in self._log(self._since) if each["operation"] not in dull]  # fmt: skip
+        said = [f"--- console of {each['id']}\n{each['console'][-2000:]}" for each in judge_account.instances(self.url)
+                if ("instance", each["id"]) not in self._baseline and each["launched_at"] >= self._began]  # fmt: skip
+        return asked[-400:] + said
+
     def came(self) -> list[str]:
         """What of anything is there and was not, in words: a whole survey, so not for every moment."""
         now = judge_account.survey(self.url, self.regions)
         return [str(now[key]) for key in sorted(set(now) - set(self._baseline))]
+
+    def remembered(self) -> dict[tuple[str, str], Thing]:
+        """What there was before the run."""
+        return dict(self._baseline)
+
+    def restore(self, before: dict[tuple[str, str], Thing]) -> None:
+        """Judge by what there was before another moment."""
+        self._baseline = before
+
+    def remove_what_is_free(self) -> None:
+        """Delete by hand the run's fleets without machines and its launch templates: nobody is left who would."""
+        now = judge_account.survey(self.url, self.regions)
+        for kind, named in sorted(set(now) - set(self._baseline)):
+            region = now[kind, named].region
+            if kind == "fleet":
+                self.ec2(region, "DeleteFleets", **{"FleetId.1": named, "TerminateInstances": "true"})
+            if kind == "launch template":
+                self.ec2(region, "DeleteLaunchTemplate", LaunchTemplateId=named)
 
     # --- what it does badly -------------------------------------------------------------------------------------------
 
@@ -188,12 +228,9 @@ class Cloud:
         """The number of the last request."""
         return max((int(each["request"]) for each in self._log(self._since)), default=self._since)
 
-    def seen(self, operation: str, phase: str = "received", *, status: int | None = None) -> int:
-        """How many requests of an operation have come to a phase in this run; with this status only, if one is named."""
-        return sum(
-            each["operation"] == operation and each["phase"] == phase and status in {None, each["status"]}
-            for each in self._log(self._since)
-        )
+    def seen(self, operation: str, phase: str = "received") -> int:
+        """How many requests of an operation have come to a phase in this run."""
+        return sum(each["operation"] == operation and each["phase"] == phase for each in self._log(self._since))
 
     def calls(self, since: int) -> Counter[str]:
         """What was asked after a request, by operation."""
@@ -214,12 +251,14 @@ class Cloud:
 
 
 class Clouds:
-    """The accounts of a campaign: as many as runs go on at a time, made when they are needed. Safe for threads."""
+    """The accounts of a campaign: as many as runs go on at a time, made when they are needed. Safe for threads.
 
-    def __init__(
-        self, cache: Path, engine: str, scratch: Path, regions: tuple[str, ...] = (HOME_REGION,)
-    ) -> None:  # fmt: skip
-        self._wanted = (cache, engine, scratch, regions)
+    Args:
+        make: an account that was not begun yet.
+    """
+
+    def __init__(self, make: Callable[[], Cloud]) -> None:
+        self._make = make
         self._free: list[Cloud] = []
         self._lock = threading.Lock()
 
@@ -232,7 +271,7 @@ class Clouds:
         """
         with self._lock:
             cloud = self._free.pop() if self._free else None
-        lent = _Lent(cloud or Cloud(*self._wanted).__enter__())
+        lent = _Lent(cloud or self._make().__enter__())
         try:
             lent.cloud.begin()
             yield lent

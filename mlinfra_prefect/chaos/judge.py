@@ -20,6 +20,10 @@ from typing import Any
 
 OWN_OUTPUT = ("artifacts", "checkpoints")
 """Directories of a home that hold what trainings wrote: only they may say what they like there."""
+VERBS = {"run": "agent", "job": "launcher", "exec": "launcher", "courier": "courier"}
+"""What the agent's archive does, by its first argument."""
+LENT = ("aws", "access.json")
+"""The one private file of a home that holds how its client logs in: only there may credentials stand."""
 WHOLE_ENVIRONMENT = "prefect-workspace-attempt-"
 """A directory of Prefect's, private and temporary: its runner writes its whole environment there for each run."""
 CLEAN_SWEEPS = 2
@@ -44,7 +48,10 @@ class Seen:
 
     @property
     def role(self) -> str:
-        """What it is: keeper, operation, pass, terraform, provider, spawner, agent, launcher, router, server, work."""
+        """What it is.
+
+        keeper, operation, pass, terraform, provider, courier, spawner, agent, launcher, router, server, or work.
+        """
         program = Path(self.argv[0]).name if self.argv else ""
         verb = next((a for b, a in zip(self.argv, self.argv[1:], strict=False) if b.endswith(".pyz")), "")
         if any(word.endswith("watch.py") for word in self.argv):
@@ -55,12 +62,8 @@ class Seen:
             return "provider"
         if program in {"terraform", "tofu"} or (len(self.argv) > 1 and Path(self.argv[1]).name == "terraform"):
             return "terraform"
-        if verb == "run":
-            return "agent"
-        if verb in {"job", "exec"}:
-            return "launcher"
         if verb:
-            return "spawner"
+            return VERBS.get(verb, "spawner")
         if any(word.endswith("router.py") for word in self.argv):
             return "router"
         if any(word.endswith("server.py") for word in self.argv):
@@ -298,6 +301,8 @@ def told(home: Path, canary: str, *, around: Path | None = None) -> list[str]:
         if path.is_relative_to(home) and path.relative_to(home).parts[0] in OWN_OUTPUT:
             continue
         if path.parent.name.startswith(WHOLE_ENVIRONMENT):
+            continue
+        if path.is_relative_to(home) and path.relative_to(home).parts == LENT and not path.stat().st_mode & 0o077:
             continue
         with contextlib.suppress(OSError):
             if needle in path.read_bytes():

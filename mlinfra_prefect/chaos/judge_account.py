@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 TRIES = 5
 PAUSE_SECONDS = 0.2
@@ -79,7 +79,7 @@ KINDS = (
 )
 
 
-def call(url: str, service: str, region: str, action: str, version: str, **parameters: str) -> ElementTree.Element:
+def call(url: str, service: str, region: str, action: str, version: str, **parameters: str) -> ET.Element:
     """Ask one operation of a service that speaks in forms, and return its answer, without namespaces.
 
     Raises:
@@ -90,7 +90,7 @@ def call(url: str, service: str, region: str, action: str, version: str, **param
     return _parsed(_asked(urllib.request.Request(url, body, headers)))  # noqa: S310 (http, loopback)
 
 
-def ec2(url: str, region: str, action: str, **parameters: str) -> ElementTree.Element:
+def ec2(url: str, region: str, action: str, **parameters: str) -> ET.Element:
     """Ask EC2; see `call`."""
     return call(url, "ec2", region, action, "2016-11-15", **parameters)
 
@@ -164,7 +164,7 @@ def told(url: str, canary: str, since: float) -> list[str]:
     return found
 
 
-def _listed(kind: _Kind, region: str, answer: ElementTree.Element) -> Iterator[Thing]:
+def _listed(kind: _Kind, region: str, answer: ET.Element) -> Iterator[Thing]:
     for item in answer.findall(f"./{kind.items}/item"):
         named = item.findtext(kind.id) or ""
         state = item.findtext(kind.state) or "" if kind.state else ""
@@ -240,7 +240,7 @@ def _keys(url: str, bucket: str, since: float = 0.0) -> Iterator[str]:
 
 def _moment(text: str) -> float:
     try:
-        return datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except ValueError:
         return time.time()
 
@@ -271,8 +271,8 @@ def _asked(request: urllib.request.Request) -> bytes:
     raise Blind(problem)
 
 
-def _parsed(answer: bytes) -> ElementTree.Element:
-    root = ElementTree.fromstring(answer)  # noqa: S314 (the emulator's own answer)
+def _parsed(answer: bytes) -> ET.Element:
+    root = ET.fromstring(answer)  # noqa: S314 (the emulator's own answer)
     for each in root.iter():
         each.tag = each.tag.rpartition("}")[2]
     return root

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect import killpoints
-from mlinfra_prefect.chaos import judge
+from mlinfra_prefect.chaos import judge, judge_account
+from mlinfra_prefect.chaos.cloud import Cloud, Clouds
 from mlinfra_prefect.chaos.plan import AT_POINT, REAPER_INTERVAL_SECONDS, Plan, Strike
 from mlinfra_prefect.model.names import lease_base
 
@@ -33,6 +34,8 @@ VICTIM_SECONDS = 20.0
 POINT_SECONDS = 240.0
 """How long until a run comes by its kill point: a rollout on a busy machine takes minutes."""
 AGENT_ROLES = {"node": ("agent", "launcher"), "training": ("work",)}
+ON_THE_MACHINE = frozenset({"node", "training", "courier", "agent", "launcher", "work"})
+"""Roles that live on a rented machine, where there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +46,21 @@ class Setting:
     engine: str
     scratch: Path
     models: tuple[Path, ...] = ()
+    clouds: Clouds | None = None
+    """Where the runs that lease on a cloud get their accounts."""
 
 
 class Place:
-    """Where one run happens."""
+    """Where one run happens.
 
-    def __init__(self, setting: Setting, plan: Plan) -> None:
-        self.setting, self.plan = setting, plan
+    Args:
+        setting: of the campaign.
+        plan: of the run.
+        cloud: the account in which it leases; None: it leases on this machine.
+    """
+
+    def __init__(self, setting: Setting, plan: Plan, cloud: Cloud | None = None) -> None:
+        self.setting, self.plan, self._cloud = setting, plan, cloud
         # Sockets and pipes have short names only.
         self.root = Path(tempfile.mkdtemp(prefix="mlc-", dir=setting.scratch))
         self.home = self.root / "h"
@@ -89,7 +100,23 @@ class Place:
         }
         self.home.mkdir(mode=0o700)
         (self.home / killpoints.MARK).touch(mode=0o600)
+        if cloud is not None:
+            # The emulator takes any credentials: the secret is one that must not get out of the client's hands.
+            self.env |= {**cloud.environment, "AWS_SECRET_ACCESS_KEY": self.canary}
+            (self.home / "aws").mkdir(mode=0o700)
+            shutil.copy(cloud.note, self.home / "aws")
         self._make_decoys()
+
+    @property
+    def cloud(self) -> Cloud:
+        """The account of a run that leases in one.
+
+        Raises:
+            LookupError: it leases on this machine.
+        """
+        if self._cloud is None:
+            raise LookupError("This run leases on this machine.")
+        return self._cloud
 
     # --- decoys: another ledger's things, and a stranger's ------------------------------------------------------------
 
@@ -140,6 +167,8 @@ class Place:
         self, do: str, *, wrap: Sequence[str] = (), points: bool = True, **order: Any
     ) -> subprocess.Popen[bytes]:
         """Start a client; what it reaches is in `said`."""
+        if self._cloud is not None:
+            order = {"platform": "aws", "request": self.plan.options.get("request", {}), **order}
         process = self._popen(
             [*wrap, sys.executable, "-P", str(CLIENT), json.dumps({"do": do, **order})], points=points
         )
@@ -187,6 +216,9 @@ class Place:
         if popens is not None:
             return [seen for each in popens if each.poll() is None and (seen := judge.look(each.pid)) is not None]
         roles = AGENT_ROLES.get(role, (role,))
+        if self._cloud is not None and role in ON_THE_MACHINE:
+            looked = [judge.look(pid) for pid in self._cloud.pids()]
+            return [seen for seen in looked if seen is not None and seen.role in roles]
         return [seen for seen in judge.carriers(self.seen_mark()) if seen.role in roles]
 
     def seen_mark(self) -> str | None:
@@ -217,6 +249,8 @@ class Place:
             marked = seen.environ.get("MLINFRA_LEDGER_ID") == mark
             if not marked and "PREFECT_HOME" not in seen.environ and seen.role not in {"keeper", "pass"}:
                 found.append(f"process left, without a mark: {seen}")
+        if self._cloud is not None:
+            found += self._cloud.findings() + judge_account.told(self._cloud.url, self.canary, self.began)
         return found
 
     def kills_at_points(self) -> list[tuple[str, float]]:
@@ -259,7 +293,9 @@ class Place:
 
     def goes_on(self) -> bool:
         """Whether there is still something that could be struck."""
-        return any(each.poll() is None for each in self.clients) or bool(judge.left(self.home, mark=self.seen_mark()))
+        if any(each.poll() is None for each in self.clients) or judge.left(self.home, mark=self.seen_mark()):
+            return True
+        return self._cloud is not None and bool(self._cloud.live())
 
     def hit(self, found: Sequence[judge.Seen], how: str, pause: float = 0.0) -> None:
         """Signal some processes at once, and note it."""
@@ -292,7 +328,11 @@ class Place:
             return False
         if any(each.partition(" ")[0] not in self.apart_from for each in judge.unproven(self.home)):
             return False
-        return not judge.left(self.home, mark=self.seen_mark())  # last: it reads all of /proc
+        if self._cloud is not None and self._cloud.live():
+            return False
+        if judge.left(self.home, mark=self.seen_mark()):  # it reads all of /proc
+            return False
+        return self._cloud is None or not self._cloud.came()  # last: it looks at a whole account
 
     def wait_gone(self, until: float, *, reaper: bool) -> float | None:
         """Wait until all is gone, with a reaper that comes now and then. Returns the moment, or None after `until`."""
@@ -318,6 +358,9 @@ class Place:
             with contextlib.suppress(OSError):
                 parts.append(f"--- {log.name}\n{log.read_text(errors='replace')[-4000:]}")
         parts += [str(seen) for seen in judge.carriers(judge.ledger_id(self.home))]
+        if self._cloud is not None:
+            with contextlib.suppress(Exception):
+                parts += [*self._cloud.came(), *self._cloud.words()]
         return "\n".join(parts)
 
     def close(self, *, keep: bool) -> None:

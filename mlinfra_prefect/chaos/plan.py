@@ -19,8 +19,8 @@ REAPER_INTERVAL_SECONDS = 2.0
 """In the rows in which nobody but a reaper is left, one comes this often: a cron job's minute, shortened."""
 GRACE_SECONDS = 5.0
 """What the clients ask for."""
-DESTROY_SECONDS = 30.0
-"""What Terraform and two sweeps may take on ``terraform_data``, on a busy machine."""
+DESTROY_SECONDS = {"local": 30.0, "aws": 120.0}
+"""What Terraform and the sweeps may take on a busy machine: on ``terraform_data``, and with a provider of a cloud."""
 AT_POINT = -1.0
 """A strike at the moment at which a kill point was reached."""
 
@@ -89,6 +89,9 @@ class Row:
         options: what else chance decides.
         serves: whether it needs a model.
         on: what it was measured on.
+        platform: on which it leases.
+        extra: seconds that it is promised beyond all that, and why is in the row's `about`.
+        regions: how many regions its environment needs.
     """
 
     name: str
@@ -108,6 +111,9 @@ class Row:
     options: Callable[[Random], dict[str, Any]] = lambda _: {}
     serves: bool = False
     on: str = "terraform_data"
+    platform: str = "local"
+    extra: float = 0.0
+    regions: int = 1
 
     @property
     def promise(self) -> float:
@@ -115,7 +121,7 @@ class Row:
 
         The promise of the README with this row's figures: a TTL and an operation's deadline only where it needs them.
         """
-        teardown = GRACE_SECONDS + UPLOAD_SECONDS + AGENT_END_SECONDS + DESTROY_SECONDS
+        teardown = GRACE_SECONDS + UPLOAD_SECONDS + AGENT_END_SECONDS + DESTROY_SECONDS[self.platform] + self.extra
         ttl = TTL_SECONDS if self.ttl else 0.0
         operation = PROVISION_SECONDS if self.operation else 0.0
         return ttl + operation + (REAPER_INTERVAL_SECONDS if self.reaper else 0.0) + teardown

@@ -11,11 +11,18 @@ if TYPE_CHECKING:
 
 SCHEMA: Final = "mlinfra-prefect/chaos/1"
 CONFIDENCE = 0.95
-LATER = (
-    ("a real provider", "Needs a cloud account."),
-    ("an emulator", "Needs the AWS platform."),
-)
-"""Rows that nobody has measured yet."""
+HEAD = """# Leak rate
+
+Written by `mlinfra-prefect chaos --report`; [chaos.md](chaos.md) says how to run it, how to read it and what
+a leak is. What was measured on Terraform's built-in provider, on a real provider with an emulated cloud, and on a
+cloud itself is told apart.
+"""
+TITLES = {"local": "On this machine", "aws": "On AWS, emulated", "cloud": "On AWS itself"}
+"""The campaigns of the page, in its order; each is written by itself and leaves the others as they are."""
+UNMEASURED = {"local": "Run it: `make chaos RUNS=1000 SEED=1`.", "aws": "Run it: `make chaos PLATFORM=aws RUNS=100`.",
+              "cloud": "Needs an account, and somebody who pays for it."}  # fmt: skip
+_PART = "<!-- campaign: {name} -->"
+_END = "<!-- end of campaign: {name} -->"
 
 
 def upper_bound(leaks: int, runs: int, confidence: float = CONFIDENCE) -> float:
@@ -84,15 +91,27 @@ def closing_line(results: Sequence[Result]) -> str:
     return f"{all_of_them['runs']} runs, {all_of_them['leaks']} leaks, p95 {told} s"
 
 
-def page(document: dict[str, Any], *, total: dict[str, Any], command: str) -> str:
-    """The published page of a campaign."""
+def page(document: dict[str, Any], *, total: dict[str, Any], command: str, before: str = "") -> str:
+    """The published page, with this campaign in its place; the others stay as the page `before` has them."""
+    parts = {name: _part(before, name) or f"Not measured yet. {UNMEASURED[name]}" for name in TITLES}
+    parts[document.get("platform", "local")] = _campaign(document, total, command).strip()
+    told = [
+        f"## {TITLES[name]}\n\n{_PART.format(name=name)}\n\n{text}\n\n{_END.format(name=name)}\n"
+        for name, text in parts.items()
+    ]
+    return "\n".join([HEAD, *told])
+
+
+def _part(page: str, name: str) -> str:
+    """What a page says of a campaign; empty: nothing yet."""
+    _, _, rest = page.partition(_PART.format(name=name))
+    text, end, _ = rest.partition(_END.format(name=name))
+    return text.strip() if end else ""
+
+
+def _campaign(document: dict[str, Any], total: dict[str, Any], command: str) -> str:
     p50, p95, most = (_seconds(total[name]) for name in ("p50_seconds", "p95_seconds", "max_seconds"))
     lines = [
-        "# Leak rate",
-        "",
-        "Written by `mlinfra-prefect chaos --report`; [chaos.md](chaos.md) says how to run it, how to read it and what",
-        "a leak is.",
-        "",
         f"**{total['runs']} runs with a fault in each, {total['leaks']} leaks at the promised time.** With 95 %",
         f"confidence fewer than {_percent(total['upper_bound'])} of such runs leak. From the last fault, or from when",
         f"nobody wanted it any more, until all was gone: p50 {p50} s, p95 {p95} s, at most {most} s.",
@@ -110,10 +129,10 @@ def page(document: dict[str, Any], *, total: dict[str, Any], command: str) -> st
     ]
     places = dict.fromkeys(row["on"] for row in document["rows"])
     for place in places:
-        lines += ["", f"## Measured on `{place}`", "", *_table(document, place)]
-    for place, why in LATER:
-        lines += ["", f"## On {place}", "", f"Not measured yet. {why}"]
-    lines += ["", "## What the rows do", "", "| row | what is done, and what must hold |", "|---|---|"]
+        lines += ["", f"### Measured on `{place}`", "", *_table(document, place)]
+    if document.get("calls"):
+        lines += ["", "### Calls of one lease", "", *_calls(document["calls"])]
+    lines += ["", "### What the rows do", "", "| row | what is done, and what must hold |", "|---|---|"]
     lines += [f"| {row['row']} | {row['about']} |" for row in document["rows"]]
     if document["skipped"]:
         lines += [
@@ -123,15 +142,27 @@ def page(document: dict[str, Any], *, total: dict[str, Any], command: str) -> st
     return "\n".join(lines) + "\n"
 
 
+def _calls(calls: dict[str, int]) -> list[str]:
+    """What one lease without a fault asks of the cloud, its node's and its client's polling of the bucket apart."""
+    polled = {name: count for name, count in calls.items() if "Object" in name}
+    asked = {name: count for name, count in calls.items() if name not in polled}
+    listed = ", ".join(f"{name} {count}" for name, count in sorted(asked.items(), key=lambda each: (-each[1], each[0])))
+    return [
+        f"A lease without a fault, from asking to its receipt, made {sum(asked.values())} calls: {listed}.",
+        f"Beside that {sum(polled.values())} requests to the bucket, which grow with the time that it trains.",
+    ]
+
+
 def _table(document: dict[str, Any], place: str) -> list[str]:
     lines = [
         "| row | runs | leaks | 95 % bound | p50 s | p95 s | max s | promised s | mean s beyond | again |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
+    on = "" if document.get("platform", "local") == "local" else f"PLATFORM={document['platform']} "
     for row in document["rows"]:
         if row["on"] != place:
             continue
-        again = f"`make chaos RUNS={max(1, row['runs'])} SEED={document['seed']} ROWS={row['row']}`"
+        again = f"`make chaos {on}RUNS={max(1, row['runs'])} SEED={document['seed']} ROWS={row['row']}`"
         if row["runs"] == 0:
             why = document["skipped"].get(row["row"], "not reached by this seed")
             lines.append(f"| {row['row']} | 0 | | | | | | {row['promise_seconds']:.0f} | | {why} |")

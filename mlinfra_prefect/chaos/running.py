@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mlinfra_prefect.chaos import judge
+from mlinfra_prefect.chaos.cloud import Cloud
 from mlinfra_prefect.chaos.place import Place, Setting
 from mlinfra_prefect.chaos.plan import Plan, Row
 
@@ -67,12 +68,26 @@ class Result:
 
 def run(setting: Setting, row: Row, plan: Plan, *, beyond: float = BEYOND_SECONDS) -> Result:
     """Do one run. Raises nothing but what ends the program: what goes wrong is in the result."""
-    result, began = Result(plan), time.monotonic()
+    result = Result(plan)
+    if row.platform == "local" or setting.clouds is None:
+        _run(setting, row, result, beyond=beyond)
+        return result
     try:
-        place = Place(setting, plan)
+        with setting.clouds.lent() as lent:
+            _run(setting, row, result, beyond=beyond, cloud=lent.cloud)
+            lent.spoilt = bool(result.leaks or result.error)
+    except Exception:  # noqa: BLE001 (an account that cannot be made, or does not answer)
+        result.error = result.error or traceback.format_exc()
+    return result
+
+
+def _run(setting: Setting, row: Row, result: Result, *, beyond: float, cloud: Cloud | None = None) -> None:
+    plan, began = result.plan, time.monotonic()
+    try:
+        place = Place(setting, plan, cloud)
     except OSError as error:
         result.error = f"no place for a run: {error}"
-        return result
+        return
     try:
         row.play(place, plan)
         _judge(place, row, plan, result, beyond)
@@ -83,7 +98,6 @@ def run(setting: Setting, row: Row, plan: Plan, *, beyond: float = BEYOND_SECOND
         keep = bool(result.leaks or result.error)
         result.kept = str(place.root) if keep else ""
         place.close(keep=keep)
-    return result
 
 
 def _judge(place: Place, row: Row, plan: Plan, result: Result, beyond: float) -> None:

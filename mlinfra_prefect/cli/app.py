@@ -366,6 +366,7 @@ def emulate(platform: Literal["aws"], /, *, port: int = 0, run_any_user_data: Fl
 @app.command(sort_key=12)
 def chaos(
     *,
+    platform: Literal["local", "aws"] = "local",
     list_rows: Annotated[Flag, Parameter(name="--list")] = False,
     runs: int = 20,
     seed: int = 1,
@@ -380,6 +381,7 @@ def chaos(
     Each run has a fresh temporary home of its own; yours is not touched. Ends with 1 when anything leaked.
 
     Args:
+        platform: On which it leases: local, or aws (emulated; needs the extras aws and emulator).
         list_rows: Show the rows and the kill points, and run nothing.
         runs: How many faults are to reach their victims.
         seed: Decides rows, moments and victims; the same seed decides the same.
@@ -392,8 +394,8 @@ def chaos(
     from mlinfra_prefect.cli import breaking
 
     return breaking.chaos(
-        list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file, report=report,
-        go_on=go_on,
+        platform=platform, list_rows=list_rows, runs=runs, seed=seed, rows=rows, jobs=jobs, json_file=json_file,
+        report=report, go_on=go_on,
     )  # fmt: skip
 
 

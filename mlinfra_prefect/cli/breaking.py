@@ -6,11 +6,16 @@ import os
 import shlex
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Literal
 
 from mlinfra_prefect import killpoints
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.chaos import campaign as running, matrix
+from mlinfra_prefect.chaos import campaign as running, matrix, matrix_aws
+from mlinfra_prefect.chaos.calls import calls_of_a_lease
+from mlinfra_prefect.chaos.cloud import REGIONS, Cloud, Clouds
 from mlinfra_prefect.chaos.models import models_in
 from mlinfra_prefect.chaos.place import Setting
 from mlinfra_prefect.chaos.plan import Row
@@ -24,6 +29,7 @@ from mlinfra_prefect.terraform import find_engine
 
 def chaos(
     *,
+    platform: Literal["local", "aws"],
     list_rows: bool,
     runs: int,
     seed: int,
@@ -34,14 +40,11 @@ def chaos(
     go_on: bool,
 ) -> int:
     """Run a campaign, or say what there is to run. The exit code is 1 when anything leaked."""
-    chosen = _chosen(rows)
+    chosen = _chosen(rows, platform)
     if list_rows:
         _list(chosen)
         return DONE
-    if runs < 1 or jobs < 1:
-        raise InvalidInput("runs" if runs < 1 else "jobs", "is less than 1", "Give a number from 1.")
-    if go_on and json_file is None:
-        raise InvalidInput("go-on", "names no campaign", "Add --json FILE: the file that its first part wrote.")
+    _refuse(runs=runs, jobs=jobs, go_on=go_on, named=json_file is not None)
     before = running.earlier(Path(json_file), chosen, seed) if go_on and json_file is not None else running.Earlier()
     skipped = _skipped(chosen)
     can = [row for row in chosen if row.name not in skipped]
@@ -55,25 +58,47 @@ def chaos(
         if json_file is not None and len(told) % SAVE_EVERY == 0:  # what a long campaign found so far is not lost
             save(told)
 
-    def save(found: list[Result]) -> dict[str, object]:
+    def save(found: list[Result]) -> dict[str, Any]:
         seconds = time.monotonic() - began
-        document = running.as_json(chosen, found, seed=seed, jobs=jobs, skipped=skipped, seconds=seconds, before=before)
+        document = running.as_json(
+            chosen, found, seed=seed, jobs=jobs, skipped=skipped, seconds=seconds, before=before, platform=platform,
+            calls=calls,
+        )  # fmt: skip
         if json_file is not None:
             running.write(Path(json_file), document)
         return document
 
-    results = running.campaign(
-        setting, can, runs=runs, seed=seed, jobs=jobs, before=before.results, on_result=on_result
-    )
+    calls: dict[str, int] = {}
+    try:
+        results = running.campaign(
+            setting, can, runs=runs, seed=seed, jobs=jobs, before=before.results, on_result=on_result
+        )
+        if report is not None or json_file is not None:
+            calls |= calls_of_a_lease(setting)
+    finally:
+        if setting.clouds is not None:
+            setting.clouds.close()
     document = save(results)
     if report is not None:
-        words = ["make", "chaos", f"RUNS={runs}", f"SEED={seed}", *([f"ROWS={rows}"] if rows else [])]
-        text = page(document, total=summary(results), command=shlex.join(words))
-        Path(report).write_text(text, encoding="utf-8")
+        on = [f"PLATFORM={platform}"] if platform != "local" else []
+        words = ["make", "chaos", *on, f"RUNS={runs}", f"SEED={seed}", *([f"ROWS={rows}"] if rows else [])]
+        _report(Path(report), document, results, shlex.join(words))
     for name, why in skipped.items():
         print(f"skipped: {name}: {why}")
     print(closing_line(results))
     return FAILED if any(result.leaks for result in results) else DONE
+
+
+def _refuse(*, runs: int, jobs: int, go_on: bool, named: bool) -> None:
+    if runs < 1 or jobs < 1:
+        raise InvalidInput("runs" if runs < 1 else "jobs", "is less than 1", "Give a number from 1.")
+    if go_on and not named:
+        raise InvalidInput("go-on", "names no campaign", "Add --json FILE: the file that its first part wrote.")
+
+
+def _report(there: Path, document: dict[str, Any], results: Sequence[Result], command: str) -> None:
+    before = there.read_text(encoding="utf-8") if there.exists() else ""
+    there.write_text(page(document, total=summary(results), command=command, before=before), encoding="utf-8")
 
 
 SAVE_EVERY = 10
@@ -94,7 +119,11 @@ def _setting(can: list[Row]) -> Setting:
     cache = Home.from_environment().cache
     private_folder(cache)
     engine = str(find_engine(_configured(), cache_dir=cache).path)
-    return Setting(cache, engine, Path(tempfile.gettempdir()), models_in(cache) if any(r.serves for r in can) else ())
+    scratch, regions = Path(tempfile.gettempdir()), REGIONS[: max((row.regions for row in can), default=1)]
+    return Setting(
+        cache, engine, scratch, models_in(cache) if any(row.serves for row in can) else (),
+        Clouds(partial(Cloud, cache, engine, scratch, regions)) if any(row.platform == "aws" for row in can) else None,
+    )  # fmt: skip
 
 
 def _configured() -> Path | None:
@@ -102,14 +131,16 @@ def _configured() -> Path | None:
     return Path(named) if named else None
 
 
-def _chosen(names: str) -> list[Row]:
-    by_name = {row.name: row for row in matrix.ROWS}
+def _chosen(names: str, platform: str) -> list[Row]:
+    there = matrix_aws.ROWS if platform == "aws" else matrix.ROWS
+    by_name = {row.name: row for row in there}
     if not names:
-        return list(matrix.ROWS)
+        return list(there)
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     for name in wanted:
         if name not in by_name:
-            raise InvalidInput("rows", f"there is no row {name!r}", "See: mlinfra-prefect chaos --list")
+            listing = "mlinfra-prefect chaos --list" + (f" --platform {platform}" if platform != "local" else "")
+            raise InvalidInput("rows", f"there is no row {name!r}", f"See: {listing}")
     return [by_name[name] for name in wanted]
 
 

@@ -71,6 +71,11 @@ def _wanted(environment: str, regions: tuple[str, ...], profile: str, egress: st
         raise InvalidInput("egress", f"{chosen!r} is not one", f"There is: {', '.join(get_args(Egress))}.")
     if profile == "hardened" and chosen == "internet":
         raise InvalidInput("egress", "profile 'hardened' has no way to the internet", "Choose mirror or none.")
+    if len(set(regions)) > 1 and chosen != "internet":
+        raise InvalidInput(
+            "region", f"several regions need egress 'internet': with {chosen!r} a node reaches its own region only",
+            "Name one region.",
+        )  # fmt: skip
     named = parsed(AwsSettings, {"regions": regions or (environments.own_region(),)}, prefix="").regions
     return Wanted(environment, tuple(dict.fromkeys(named)), profile, chosen)  # type: ignore[arg-type]  # checked above
 

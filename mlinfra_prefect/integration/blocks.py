@@ -9,6 +9,7 @@ Credentials of other collections appear in the form where those are installed, a
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from prefect.blocks.core import Block
@@ -35,7 +36,7 @@ else:
 
 BUILT = ("local", "aws")
 """Platforms of this version; the form knows the names of those to come."""
-CAPS = ("max_minutes", "max_usd", "max_hourly_usd", "max_gpus", "max_leases")
+CAPS = ("max_minutes", "max_usd", "max_hourly_usd", "max_reserved_usd", "max_gpus", "max_leases")
 # Prefect's own until this project has a public address: a picture and a page that are there for everybody.
 LOGO = HttpUrl(
     "https://raw.githubusercontent.com/PrefectHQ/prefect/420d0d6a78bb6df1fc18bcf188fdad43c1d22ea9"
@@ -52,6 +53,19 @@ Text: TypeAlias = str | Null
 
 def _empty(schema: dict[str, Any]) -> None:
     schema.pop("default", None)  # null, which is not of the field's type: the form begins empty
+
+
+def _login(credentials: Any) -> dict[str, str]:
+    """The variables by which an AwsCredentials block of prefect-aws logs in, for the SDK and for Terraform."""
+    secret = getattr(credentials, "aws_secret_access_key", None)
+    found = {
+        "AWS_ACCESS_KEY_ID": getattr(credentials, "aws_access_key_id", None),
+        "AWS_SECRET_ACCESS_KEY": secret.get_secret_value() if secret is not None else None,
+        "AWS_SESSION_TOKEN": getattr(credentials, "aws_session_token", None),
+        "AWS_PROFILE": getattr(credentials, "profile_name", None),
+        "AWS_REGION": getattr(credentials, "region_name", None),
+    }
+    return {name: str(value) for name, value in found.items() if value}
 
 
 class MlinfraEnvironment(Block):
@@ -98,6 +112,13 @@ class MlinfraEnvironment(Block):
         examples=[4.0],
         json_schema_extra=_empty,
     )
+    max_reserved_usd: Money = Field(
+        default=None,
+        title="Budget of all (USD)",
+        description="What all leases that are not released can come to cost, together; empty: no cap.",
+        examples=[100.0],
+        json_schema_extra=_empty,
+    )
     max_gpus: Annotated[int, Field(ge=0)] | Null = Field(
         default=None,
         title="GPUs in one lease",
@@ -122,6 +143,15 @@ class MlinfraEnvironment(Block):
         default="detected",
         title="Keeper's place",
         description="Where what owns the leases lives: a process of its own, the flow's (in containers), or a service.",
+    )
+    aws_regions: list[str] = Field(
+        default_factory=list,
+        title="Regions on AWS",
+        description="In the order in which they are tried; empty: those that `init aws` was done for.",
+        examples=[["eu-central-1", "eu-west-1"]],
+    )
+    aws_disk_gib: int = Field(
+        default=100, title="Disk on AWS (GiB)", description="Of one node, encrypted.", ge=20, le=16384
     )
     if AwsCredentials is not None:
         aws_credentials: AwsCredentials | Null = Field(
@@ -156,6 +186,7 @@ class MlinfraEnvironment(Block):
             "name": named,
             "platform": self.platform,
             "caps": {field: getattr(self, field) for field in CAPS},
+            "aws": {"regions": self.aws_regions, "disk_gib": self.aws_disk_gib},
             "input_roots": self.input_roots,
             "keeper_place": None if self.keeper_place == "detected" else self.keeper_place,
         }
@@ -164,7 +195,7 @@ class MlinfraEnvironment(Block):
     def apply_here(self, name: str | None = None) -> Environment:
         """Let the environment hold in this process, and in the keeper's work for what this process asks for.
 
-        Idempotent. It stays until the process ends. An environment of the same name in the project's file goes first:
+        Idempotent. It stays until the process ends, as do its AWS credentials. An environment of the same name in the project's file goes first:
         that its caps are replaced from elsewhere is refused.
 
         Args:
@@ -178,6 +209,7 @@ class MlinfraEnvironment(Block):
 
         made = self.environment(name)
         apply_environment(context(), made)
+        os.environ.update(_login(getattr(self, "aws_credentials", None)))
         return made
 
 
@@ -226,6 +258,13 @@ class MlinfraRequest(Block):
     )
     platform: Literal["environment's", "local", "aws", "kubernetes"] = Field(
         default="environment's", title="Platform", description="Where. This version has local only."
+    )
+    ami: Text = Field(
+        default=None,
+        title="Machine image",
+        description="On aws: what a node boots; empty: one with driver and toolkit is found.",
+        examples=["ami-0abcdef1234567890"],
+        json_schema_extra=_empty,
     )
     max_minutes: Whole = Field(
         default=None,

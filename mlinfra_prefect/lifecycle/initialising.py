@@ -166,7 +166,7 @@ def refuse_leases(context: Context, made: AwsEnvironment) -> None:
         for seen in context.ledger.records(states=open_states)
         if seen.record.platform == "aws" and seen.record.environment == made.name
     ]
-    held += buckets.leased(made)
+    held += [each for each in buckets.leased(made) if each.partition(" ")[0] not in held]
     if held:
         raise LeaseHeld(
             f"Environment {made.name!r} still has {len(held)} lease(s): {', '.join(dict.fromkeys(held))}.",
@@ -186,21 +186,26 @@ def _refuse_lost_regions(wanted: Wanted) -> None:
         raise InvalidInput(
             "region",
             f"environment {wanted.environment!r} has a network in {', '.join(lost)} too. Nothing was created",
-            f"Name it (mlinfra-prefect init aws --environment {wanted.environment} {options}), or destroy the environment.",
+            f"Run: mlinfra-prefect init aws --environment {wanted.environment} {options}; or destroy the environment.",
         )
 
 
 def _parts(context: Context, wanted: Wanted, account: str) -> tuple[Part, ...]:
     home = wanted.regions[0]
     state = environments.state_bucket(wanted.environment, account, home)
+    # Rules of expiry, and the refusal of what is not sent by TLS, are nothing to an emulator on this host.
+    emulated = context.platform("aws").emulated
     common = {"environment": wanted.environment, "profile": wanted.profile, "egress": wanted.egress}
     archive = deadman.build_archive(private_folder(context.home.cache / "dead-man") / "dead-man.zip")
     parts = [
-        Part("state", "aws-state", home, {"environment": wanted.environment, "region": home, "bucket": state}, False),
+        Part("state", "aws-state", home, {
+            "environment": wanted.environment, "region": home, "bucket": state, "emulated": emulated,
+        }, in_bucket=False),
         Part("shared", "aws-shared", home, {
             **common, "region": home, "zones": buckets.zones(home, wanted.zones), "state_bucket": state,
             "artifact_bucket": environments.artifact_bucket(wanted.environment, account, home),
             "dead_man": {"archive": str(archive.path), "sha256": archive.sha256}, "dashboard": True,
+            "regions": list(wanted.regions), "emulated": emulated,
         }),
     ]  # fmt: skip
     for region in wanted.regions[1:]:

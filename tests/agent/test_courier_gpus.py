@@ -135,7 +135,7 @@ def test_a_step_that_fails_is_named_and_leaves_nothing(step: str) -> None:
     [
         (FakeDriver(wrong=True), "GPU 0 computes wrongly"),
         (FakeDriver(forgets=True), "does not keep what is written"),
-        (FakeDriver(gpus=1), "CUDA shows 1 GPUs, and 2 were paid for"),
+        (FakeDriver(gpus=1), "CUDA shows 1 GPU, and 2 were paid for"),
     ],
 )
 def test_a_gpu_that_answers_and_does_not_work_is_refused(driver: FakeDriver, sentence: str) -> None:
@@ -147,7 +147,7 @@ def test_a_gpu_that_answers_and_does_not_work_is_refused(driver: FakeDriver, sen
 @pytest.mark.parametrize(
     ("smi", "gib", "sentence"),
     [
-        ("", 1, "has 0 GPUs, and 2 were paid for"), ("NVIDIA L4, 22888, 580.1\n", 1, "has 1 GPUs"),
+        ("", 1, "has 0 GPUs, and 2 were paid for"), ("NVIDIA L4, 22888, 580.1\n", 1, "has 1 GPU"),
         (TWO, 40.0, "GPU 0 (NVIDIA L4) has 22.4 GiB, and 40 were paid for"),
         ("No devices were found", 1, "it printed 'No devices were found'"), ("a, b, c", 1, "could not convert"),
     ],

@@ -81,6 +81,7 @@ class Account:
 
     aws: Emulator
     _clients: dict[tuple[str, str], Any] = field(default_factory=dict)
+    _images: dict[str, str] = field(default_factory=dict)
 
     def client(self, service: str, region: str = REGION) -> Any:
         """A client of the tests' own; those of the product are what is judged."""
@@ -117,9 +118,9 @@ class Account:
             ("describe_vpc_endpoints", "VpcEndpoints", "VpcEndpointId"),
         ):
             for each in getattr(ec2, name)()[key]:
-                if any(tag["Key"].startswith("mlinfra-prefect:") for tag in each.get("Tags", [])):
-                    if each.get("State") not in {"deleted", "deleting"}:
-                        found.add(f"{key} {each[filtered]}")
+                ours = any(tag["Key"].startswith("mlinfra-prefect:") for tag in each.get("Tags", []))
+                if ours and each.get("State") not in {"deleted", "deleting"}:
+                    found.add(f"{key} {each[filtered]}")
         found |= {f"Bucket {each['Name']}" for each in self.client("s3").list_buckets()["Buckets"]}
         iam = self.client("iam")
         found |= {f"Role {each['RoleName']}" for each in iam.list_roles()["Roles"] if "mlinfra" in each["RoleName"]}
@@ -132,7 +133,9 @@ class Account:
     def plant(self, tags: dict[str, str], region: str = REGION) -> str:
         """Run a machine by hand; its id."""
         ec2 = self.client("ec2", region)
-        image = ec2.describe_images(Owners=["amazon"])["Images"][0]["ImageId"]
+        if region not in self._images:
+            self._images[region] = ec2.register_image(Name="of a test")["ImageId"]
+        image = self._images[region]
         spec = [{"ResourceType": "instance", "Tags": [{"Key": key, "Value": value} for key, value in tags.items()]}]
         made = ec2.run_instances(
             ImageId=image,

@@ -69,7 +69,8 @@ def test_a_training_runs_through_the_bucket_and_its_revoked_grant_ends_the_machi
     node.revoke()
     assert machine.over() == "-P now"
     assert machine.processes() == set()
-    assert (node.lives(), node.alive(), node.why_gone()) == (False, False, "the grant was revoked")
+    wait_until(lambda: not node.lives())
+    assert (node.alive(), node.why_gone()) == (False, "the grant was revoked")
 
 
 def code_of(sources: dict[str, str]) -> bytes:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from tests.benchmarks import event_run, leases, ledgers, memory, reaping, rollouts, routing, starts, ui_form
+from tests.benchmarks import cloud, event_run, leases, ledgers, memory, reaping, rollouts, routing, starts, ui_form
 from tests.benchmarks.lines import Line, show
 from tests.benchmarks.side_by_side import Effort
 
@@ -48,6 +48,7 @@ def sections(*, quick: bool) -> dict[str, Section]:
     found["routing"] = lambda: routing.overhead(effort(10, 30))
     found["rollouts"] = lambda: rollouts.changes(effort(20, 0))
     found["ledgers"] = lambda: ledgers.looks(200 if quick else 10_000, effort(5, 20))
+    found["aws"] = lambda: cloud.everything(effort(3, 150), effort(1, 0), effort(3, 20))
     if not quick:  # a server, a worker and a browser: a minute, and the browser's own tests drive the same
         found["event"] = lambda: event_run.events(effort(7, 60))
         found["form"] = lambda: ui_form.form(effort(3, 30))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mlinfra_prefect import Infra, lease
 from mlinfra_prefect.agent.identity import is_alive
+from mlinfra_prefect.errors import MlinfraError
 
 
 def work() -> int:
@@ -39,19 +40,34 @@ class Watch:
         self.gone_at = time.time()
 
 
-def hold(times: int, *, train: bool, for_ever: bool) -> None:
-    for _ in range(times):
+def hold(arguments: argparse.Namespace) -> None:
+    here = arguments.platform == "local"
+    for _ in range(arguments.times):
         began = time.perf_counter()
-        with lease("cpu", max_minutes=4) as infra:
+        with lease("cpu", platform=arguments.platform, max_minutes=4 if here else 10) as infra:
             tell(ready=time.perf_counter() - began, id=infra.id, attempt=infra.record.attempts[-1].directory)
-            while for_ever:
+            while arguments.for_ever:
                 time.sleep(60)
-            if train:
-                watch = Watch(infra.record.attempts[-1].node_dir)
+            if arguments.train:
+                watch = Watch(infra.record.attempts[-1].node_dir) if here else None
                 infra.run(work)
-        if train:
+        if arguments.train and watch is not None:
             watch.thread.join(30)
             tell_ending(infra, watch)
+        elif arguments.train:
+            finished = infra.record.jobs[-1].finished_at
+            assert finished is not None
+            tell(finished=finished.timestamp())
+
+
+def be_refused(arguments: argparse.Namespace) -> None:
+    for _ in range(arguments.times):
+        began = time.perf_counter()
+        try:
+            with lease(arguments.refused, platform=arguments.platform, max_minutes=10):
+                raise RuntimeError("there is one")
+        except MlinfraError as error:
+            tell(refused=time.perf_counter() - began, why=str(error))
 
 
 def tell_ending(infra: Infra, watch: Watch) -> None:
@@ -69,15 +85,20 @@ def main() -> None:
     parser.add_argument("--train", action="store_true")
     parser.add_argument("--for-ever", action="store_true")
     parser.add_argument("--in-flow", action="store_true")
+    parser.add_argument("--platform", default="local")
+    parser.add_argument("--refused", metavar="ACCELERATOR", help="ask for that, which nobody gets")
     arguments = parser.parse_args()
+    if arguments.refused:
+        be_refused(arguments)
+        return
     if not arguments.in_flow:
-        hold(arguments.times, train=arguments.train, for_ever=arguments.for_ever)
+        hold(arguments)
         return
     from prefect import flow
 
     @flow
     def holds() -> None:
-        hold(arguments.times, train=arguments.train, for_ever=arguments.for_ever)
+        hold(arguments)
 
     holds()
 

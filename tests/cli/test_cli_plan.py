@@ -14,7 +14,10 @@ def test_a_plan_is_offers_a_plan_and_an_estimate(cli, tmp_path):
     told = json.loads(done.stdout)
     assert set(told) == {"offers", "plan", "estimate_usd"}
     (offer,) = told["offers"]
-    assert set(offer) == {"type", "region", "zones", "market", "usd_per_hour", "gpus", "skipped"}
+    assert set(offer) == {
+        "type", "region", "zones", "market", "usd_per_hour", "gpus", "gpu_memory_gib", "vcpus", "memory_gib",
+        "quota_headroom", "priced_at", "price_source", "skipped",
+    }  # fmt: skip
     assert (offer["type"], offer["skipped"]) == ("local", None)
     assert (told["plan"]["request"]["name"], told["plan"]["max_minutes"]) == ("churn", 5)
     assert [each["address"] for each in told["plan"]["resources"]] == ["terraform_data.node"]

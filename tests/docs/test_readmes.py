@@ -30,10 +30,10 @@ sys.modules[_spec.name] = md
 _spec.loader.exec_module(md)
 
 PAGES = md.pages()
-KINDS = {"", "console", "json", "mermaid", "python", "text", "toml", "yaml"}
+KINDS = {"", "console", "hcl", "json", "mermaid", "python", "text", "toml", "yaml"}
 PLACEHOLDERS = {"LEASE", "ID", "ENDPOINT"}
 RUN_WITH_AN_ID = {"show", "release"}
-RUN_ELSEWHERE = {"demo"}
+RUN_ELSEWHERE = {"demo", "emulate"}
 """Too long for here: `make test` runs the demo from the built wheel."""
 
 

@@ -29,7 +29,7 @@ from mlinfra_prefect.integration.requesting import as_request, find_environment
 from mlinfra_prefect.integration.settings import MlinfraSettings
 from mlinfra_prefect.keeper.desk import laid
 from mlinfra_prefect.lifecycle.config import load_config
-from mlinfra_prefect.model.environment import Caps, Environment
+from mlinfra_prefect.model.environment import AwsSettings, Caps, Environment
 from mlinfra_prefect.model.request import TrainingRequest
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ def test_a_form_is_flat_and_has_no_unions(block) -> None:
 def test_the_forms_know_every_field_of_the_models() -> None:
     """What a request or an environment can say, a block can say too: a new field is not forgotten here."""
     assert set(MlinfraRequest.model_fields) == set(TrainingRequest.model_fields)
-    flat = (set(Environment.model_fields) - {"name", "caps"}) | set(Caps.model_fields)
+    flat = (set(Environment.model_fields) - {"name", "caps", "aws"}) | set(Caps.model_fields)
+    flat |= {f"aws_{field}" for field in AwsSettings.model_fields}
     assert set(MlinfraEnvironment.model_fields) - {"aws_credentials", "kubernetes_cluster"} == flat
 
 
@@ -115,33 +116,39 @@ def test_prefect_finds_the_collection_and_loads_nothing_heavy_with_it() -> None:
 
 
 def test_credentials_of_other_collections_are_fields_where_they_are_installed(tmp_path: Path) -> None:
-    """A picker for each; and platform aws is refused with a sentence, with or without them."""
+    """A picker for each; an environment on aws logs in by what was picked, and kubernetes is refused with a sentence."""
     for module, name in (("prefect_aws", "AwsCredentials"), ("prefect_kubernetes", "KubernetesClusterConfig")):
         (tmp_path / module).mkdir()
         (tmp_path / module / "__init__.py").touch()
         (tmp_path / module / "credentials.py").write_text(
-            f"from prefect.blocks.core import Block\nclass {name}(Block):\n    key: str = 'k'\n"
+            "from prefect.blocks.core import Block\nfrom pydantic import SecretStr\n"
+            f"class {name}(Block):\n    aws_access_key_id: str = 'k'\n    aws_secret_access_key: SecretStr = SecretStr('s')\n"
+            "    region_name: str | None = None\n"
         )
     script = textwrap.dedent("""
+        import os
         from mlinfra_prefect.collection import MlinfraEnvironment as E
         from prefect_aws.credentials import AwsCredentials
         schema = E.model_json_schema()
         print(sorted(schema["block_schema_references"]), "anyOf" in schema["properties"]["aws_credentials"])
-        block = E(platform="aws", aws_credentials=AwsCredentials(key="mine"))
-        print(block.aws_credentials.key)
+        block = E(platform="aws", aws_regions=["eu-west-1"], aws_credentials=AwsCredentials(region_name="eu-west-1"))
+        print(block.apply_here("prod").aws.regions)
+        print(*(os.environ[f"AWS_{name}"] for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION")))
         try:
-            block.environment("prod")
+            E(platform="kubernetes").environment("prod")
         except Exception as error:
             print(type(error).__name__, error)
     """)
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "MLINFRA_HOME": str(tmp_path / "home")},
     )  # fmt: skip
     assert done.stdout.splitlines() == [
         "['aws_credentials', 'kubernetes_cluster'] False",
-        "mine",
-        "UnsupportedHere MlinfraEnvironment 'prod' is on platform aws, which is not in this version. There is: local.",
+        "('eu-west-1',)",
+        "k s eu-west-1",
+        "UnsupportedHere MlinfraEnvironment 'prod' is on platform kubernetes, which is not in this version. "
+        "There is: local, aws.",
     ], done.stderr
 
 
@@ -161,7 +168,8 @@ def test_a_saved_request_comes_back_as_the_request_it_describes() -> None:
         (MlinfraRequest(environment="PROD"), "environment"),
         (MlinfraRequest(max_minutes=10**6), "max_minutes"),
         (MlinfraRequest(on_client_lost="keep"), "keep_minutes"),
-        (MlinfraRequest(platform="aws"), "aws"),
+        (MlinfraRequest(platform="kubernetes"), "kubernetes"),
+        (MlinfraRequest(ami="latest"), "ami"),
     ],
 )
 def test_a_request_that_is_wrong_names_the_field(block: MlinfraRequest, words: str) -> None:
@@ -252,7 +260,7 @@ def test_a_block_that_changed_replaces_what_it_applied_before(project: Path) -> 
 def test_a_run_finds_an_environment_block_by_its_name(project: Path) -> None:
     """A form has a text field for it. The project's own goes first, then the block; without either an error says so."""
     MlinfraEnvironment(max_minutes=3).save("by-name", overwrite=True)
-    MlinfraEnvironment(platform="aws").save("cloudy", overwrite=True)
+    MlinfraEnvironment(platform="kubernetes").save("cloudy", overwrite=True)
     MlinfraEnvironment(max_minutes=3).save("dev", overwrite=True)
 
     @flow
@@ -268,7 +276,7 @@ def test_a_run_finds_an_environment_block_by_its_name(project: Path) -> None:
     assert asks("dev") is None
     with pytest.raises(InvalidInput, match="'nowhere' is not an environment"):
         asks("nowhere")
-    with pytest.raises(UnsupportedHere, match="platform aws"):
+    with pytest.raises(UnsupportedHere, match="platform kubernetes"):
         asks("cloudy")
     find_environment(context(), "by-name")  # not in a run: nothing of Prefect is asked
     assert "by-name" not in context().config.environments

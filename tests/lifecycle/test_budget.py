@@ -222,7 +222,7 @@ def test_money_that_buys_nothing_is_refused_before_anything_is_written(
 
 def test_a_dearer_rung_than_the_price_cap_is_never_tried(context: Context, priced: Priced) -> None:
     """The cheap one may be had, the other is no offer of this request."""
-    from mlinfra_prefect.lifecycle.planning import affordable_rungs, admitted
+    from mlinfra_prefect.lifecycle.planning import admitted, affordable_rungs
 
     priced(6.0, 60.0)
     request = admitted(context, TrainingRequest(max_hourly_usd=10.0))

@@ -96,8 +96,9 @@ def test_a_rung_is_known_again_though_its_prices_moved() -> None:
 
 
 @pytest.mark.parametrize(
-    ("last", "error"), [(NO_CAPACITY, CapacityUnavailable), (NO_QUOTA, QuotaExceeded), (BAD_MACHINE, CapacityUnavailable)]
-)  # fmt: skip
+    ("last", "error"),
+    [(NO_CAPACITY, CapacityUnavailable), (NO_QUOTA, QuotaExceeded), (BAD_MACHINE, CapacityUnavailable)],
+)
 def test_at_the_end_of_the_ladder_the_last_answer_decides(last: str, error: type[Exception]) -> None:
     """No quota is another decision than no capacity: one waits for a colleague, the other one for AWS."""
     attempts = [attempt(number, rung, NO_CAPACITY) for number, rung in enumerate(LADDER[:2], 1)]
@@ -184,3 +185,17 @@ def test_an_attempt_is_described_by_what_it_tried() -> None:
     """All types of a rung, each once, with region and market."""
     assert ladder.described(attempt(1, LADDER[0])) == "g6.xlarge, g6.2xlarge in eu-central-1 (on-demand)"
     assert ladder.described(attempt(1, LADDER[1])) == "g6.8xlarge in eu-central-1 (on-demand)"
+
+
+def test_the_attempts_table_says_what_each_became_and_cost() -> None:
+    """What was tried, what it became or why not, and the money until now, whoever shows it."""
+    failed = attempt(1, LADDER[0], NO_CAPACITY, applied_at=MOMENT)
+    up = attempt(2, LADDER[1]).revised(
+        offer=LADDER[1][0].revised(zones=("eu-central-1b",)), nodes=("i-0a",), applied_at=MOMENT, launched_at=MOMENT,
+        up_at=MOMENT + timedelta(seconds=30),
+    )  # fmt: skip
+    first, second = ladder.table(lease(failed, up), MOMENT + timedelta(minutes=15))
+    assert (first.number, first.became, first.outcome, first.cost_usd) == (1, "", NO_CAPACITY, 0.0)
+    assert (second.became, second.cost_usd) == ("g6.8xlarge in eu-central-1b (i-0a)", pytest.approx(0.6))
+    assert str(first).startswith("attempt 1, g6.xlarge, g6.2xlarge in eu-central-1 (on-demand): CapacityUnavailable")
+    assert str(second).endswith("became g6.8xlarge in eu-central-1b (i-0a), 0.6000 USD")

@@ -24,7 +24,7 @@ SOURCES = CHECKOUT / "terraform"
 CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or CHECKOUT / ".cache")
 AWS_MODULES = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.glob("modules/*"))
 AWS_STACKS = sorted(path.relative_to(SOURCES).as_posix() for path in SOURCES.glob("stacks/aws-*"))
-REQUIRED = "MLINFRA_REQUIRE_PROVIDER"
+REQUIRED = "MLINFRA_REQUIRE_AWS_PROVIDER"
 """Set where the provider has to be there: then its absence fails what it would otherwise skip."""
 NO_PROVIDER = "the AWS provider can be had neither from a registry nor from a local mirror"
 SECONDS = 240

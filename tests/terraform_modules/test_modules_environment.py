@@ -11,7 +11,7 @@ from modules_harness import planned
 from mlinfra_prefect.errors import PlanRejected
 from mlinfra_prefect.terraform import gate
 
-# Billed by the hour or the month for being there (AWS's price pages, November 2026). An endpoint of type Gateway is
+# Billed by the hour or the month for being there by AWS's price pages. An endpoint of type Gateway is
 # not; neither is an address that a machine has only while it lives.
 PRICED = {
     "aws_cloudwatch_metric_alarm", "aws_db_instance", "aws_dynamodb_table", "aws_ebs_volume", "aws_ec2_transit_gateway",
@@ -25,8 +25,8 @@ KNOWN_FREE = {
     "aws_iam_role_policy_attachment", "aws_internet_gateway", "aws_lambda_function", "aws_lambda_permission",
     "aws_route", "aws_route_table", "aws_route_table_association", "aws_s3_bucket",
     "aws_s3_bucket_lifecycle_configuration", "aws_s3_bucket_policy", "aws_s3_bucket_public_access_block",
-    "aws_s3_bucket_server_side_encryption_configuration", "aws_security_group", "aws_subnet", "aws_vpc", "aws_vpc_endpoint", "aws_vpc_security_group_egress_rule",
-    "aws_vpc_security_group_ingress_rule",
+    "aws_s3_bucket_server_side_encryption_configuration", "aws_security_group", "aws_subnet", "aws_vpc",
+    "aws_vpc_endpoint", "aws_vpc_security_group_egress_rule", "aws_vpc_security_group_ingress_rule",
 }  # fmt: skip
 """Their existence costs nothing. A type in neither set has to be looked up and put into one of them."""
 

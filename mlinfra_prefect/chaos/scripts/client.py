@@ -37,7 +37,7 @@ WAIT_SECONDS = 120.0
 REQUESTS: dict[str, dict[str, Any]] = {
     "local": {"accelerator": "cpu", "max_minutes": 5, "grace_seconds": 5},
     # A minute of an emulated machine's dead-man is shorter than a minute.
-    "aws": {"accelerator": "cpu", "platform": "aws", "max_minutes": 60, "grace_seconds": 5},
+    "aws": {"accelerator": "cpu", "platform": "aws", "max_minutes": 120, "grace_seconds": 5},
 }
 
 
@@ -72,8 +72,8 @@ def train(context: Context, record: LeaseRecord, seconds: float) -> None:
     """Run a training on the node, with a secret; a node on AWS gets none, and needs no credentials of its client's."""
     secrets = {"CHAOS_SECRET": "env:CHAOS_CANARY"} if record.platform == "local" else {}
     work = Work(
-        label="chaos", command=(sys.executable, str(TRAINING), str(seconds), *secrets), expects="model", code_hash="chaos",
-        secrets=secrets, params={"seconds": seconds},
+        label="chaos", command=(sys.executable, str(TRAINING), str(seconds), *secrets), expects="model",
+        code_hash="chaos", secrets=secrets, params={"seconds": seconds},
     )  # fmt: skip
     run_job(context, record.id, work, used=set(), on_job=lambda job: say("job", job=job))
     say("trained")

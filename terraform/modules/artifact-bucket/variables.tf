@@ -30,7 +30,7 @@ variable "node_days" {
   description = "After how many days a node's mailbox is deleted; longer than any lease lives. What is to be kept is copied out of it."
   type        = number
   nullable    = false
-  default     = 14
+  default     = 45
   validation {
     condition     = var.node_days >= 1 && floor(var.node_days) == var.node_days
     error_message = "node_days must be a whole number, at least 1."
