@@ -10,6 +10,9 @@ from prefect import flow
 
 from mlinfra_prefect import ModelArtifact, evaluate, lease, node
 
+NEEDS = ["scikit-learn", "skops"]
+"""Installed on the node before the training: a machine image has a GPU driver and none of this."""
+
 
 def train_digits(regularisation: float) -> ModelArtifact:
     """Train on the node. scikit-learn is imported here, where it is needed, and not at the top of the file."""
@@ -43,19 +46,16 @@ def split() -> tuple[list[list[float]], list[list[float]], list[int], list[int]]
 
 
 @flow(log_prints=True)
-def train_on_aws(
-    accelerator: str = "L4:1", max_usd: float = 1.0, requirements: tuple[str, ...] = ("scikit-learn", "skops")
-) -> str:
+def train_on_aws(accelerator: str = "L4:1", max_usd: float = 1.0) -> str:
     """Return the id of the model's artifact, which outlives the machine.
 
     Args:
         accelerator: what the machine has.
         max_usd: for all of it, over all attempts.
-        requirements: installed on the node before the training; a machine image has none of ours.
     """
     block = lease(accelerator, platform="aws", name="digits", max_minutes=30, max_usd=max_usd)
     with block as infra:
-        work = infra.with_options(requirements=list(requirements))
+        work = infra.with_options(requirements=NEEDS)
         model = work.run(train_digits, 0.1)
         scores = evaluate(work, score_digits, model)
     # The machine is gone here, and this is the proof of it.

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SPEC: Final = "spec.json"
 GRANT: Final = "grant"
+REVOKED: Final = "revoked"
+"""Lies there once the grant is taken away: a node that never saw the grant does not wait for one any more."""
 STOPS: Final = "stops/"
 TAKEN: Final = "taken/"
 LONGEST: Final = 1 << 20
@@ -59,7 +61,7 @@ class Inbox:
         # Blocks are named by jobs and come first in the listing: there may be many of them.
         listed = self._bucket.list(self._prefix, after=f"{self._prefix}{BLOCKS[:-1]}0")
         found = {each.key.removeprefix(self._prefix): each for each in listed}
-        self._look_at_grant(found.get(GRANT))
+        self._look_at_grant(found.get(GRANT), over=REVOKED in found)
         if self.spec is None and SPEC in found:
             self.spec = json.loads(self._bucket.get(self._prefix + SPEC, most=LONGEST))
         for name, each in sorted(found.items(), key=lambda item: (item[1].modified, item[0])):
@@ -87,8 +89,11 @@ class Inbox:
                 if place.is_dir() and (not path.exists() or json.loads(path.read_bytes()) != order):
                     write_json(path, order)
 
-    def _look_at_grant(self, found: Listed | None) -> None:
+    def _look_at_grant(self, found: Listed | None, *, over: bool) -> None:
         if self.revoked is not None or (found is not None and self._seen.get(GRANT) == found.etag):
+            return
+        if over:
+            self.revoked = "the grant was revoked"
             return
         if found is None and self.grant is None:
             return

@@ -120,8 +120,8 @@ class Unpacker:
     def _end(self, job_id: str, state: str, reason: str, kind: str) -> None:
         failure = {"type": kind, "message": reason, "traceback": "", "builtin": False, "args": []} if kind else None
         told = {**self.said[job_id], "state": state, "reason": reason, "error": failure, "finished_at": time.time()}
-        self.said[job_id] = told
         shutil.rmtree(self._root / INCOMING / job_id, ignore_errors=True)
+        self.said[job_id] = told
 
     def _unpack(self, job_id: str) -> None:
         data = self._bucket.get(f"{self._prefix}{JOBS}/{job_id}.json", most=_LONGEST_HANDOVER)

@@ -10,6 +10,8 @@ from mlinfra_prefect.aws.sdk import client, code_of, refused
 from mlinfra_prefect.errors import InvalidInput, NotYetDestroyed, PlanRejected
 
 ABSENT = frozenset({"404", "NoSuchBucket", "NotFound"})
+LONGEST_NAME = 63
+"""Of a bucket (https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)."""
 FEWEST_ZONES = 2
 """Capacity is a matter of zones: with one of them a lease has one place to try."""
 

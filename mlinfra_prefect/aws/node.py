@@ -19,6 +19,7 @@ from typing import Any
 from mlinfra_prefect.agent.acceptance import Acceptance
 from mlinfra_prefect.agent.boot import NODE_SCHEMA, NodeSpec
 from mlinfra_prefect.agent.folders import private_folder
+from mlinfra_prefect.agent.inbox import GRANT, REVOKED, SPEC
 from mlinfra_prefect.agent.wire import SpecError, read_json_if_there, write_json
 from mlinfra_prefect.aws.carrying import PLACE
 from mlinfra_prefect.aws.handover import Handover
@@ -72,7 +73,7 @@ class BucketNode:
     def put_spec(self, spec: Mapping[str, Any]) -> None:
         """Write the node's spec; see `begin`."""
         checked = NodeSpec.from_payload({"schema": NODE_SCHEMA, **spec})
-        self._mailbox.put("spec.json", json.dumps(checked.to_payload()).encode("ascii"))
+        self._mailbox.put(SPEC, json.dumps(checked.to_payload()).encode("ascii"))
 
     def grant(self) -> None:
         """Let the node live until the grant is revoked, or its deadline. The same grant every time."""
@@ -81,11 +82,12 @@ class BucketNode:
         if kept is None:
             kept = {"token": token()}
             write_json(path, kept, durable=True)
-        self._mailbox.put("grant", f"{kept['token']}\n".encode("ascii"))
+        self._mailbox.put(GRANT, f"{kept['token']}\n".encode("ascii"))
 
     def revoke(self) -> None:
-        """Take the grant away: the agent ends, and its machine powers itself off. Idempotent."""
-        self._mailbox.delete("grant")
+        """Take the grant away for good: the agent ends, and its machine powers itself off. Idempotent."""
+        self._mailbox.put(REVOKED, b"")
+        self._mailbox.delete(GRANT)
 
     def empty(self) -> None:
         """Delete the node's whole mailbox from the bucket. Idempotent; for a node that is gone."""

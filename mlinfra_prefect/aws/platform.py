@@ -38,7 +38,7 @@ from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.node import BucketNode, NoNode
 from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, refused
-from mlinfra_prefect.errors import NodeLost, UnsupportedHere
+from mlinfra_prefect.errors import InvalidInput, NodeLost, UnsupportedHere
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
@@ -101,6 +101,8 @@ class AwsPlatform:
         made = self.environment(request.environment)
         settings = self._settings(request.environment)
         wanted = settings.regions or tuple(each.name for each in made.regions)
+        if request.ami is not None:
+            wanted = _with_image(request, wanted)
         zones = {name: tuple(sorted(made.region(name).subnets)) for name in wanted}
         public = any(made.region(name).public_ip for name in wanted)
         return offers.find(request, zones, cache=self._cache / "aws", disk_gib=settings.disk_gib, public_ip=public)
@@ -330,6 +332,25 @@ def region_of(bucket: str) -> str:
     found = re.search(r"-\d{12}-(.+)$", bucket)
     assert found is not None  # `environment.artifact_bucket` made it
     return found[1]
+
+
+def _with_image(request: TrainingRequest, regions: tuple[str, ...]) -> tuple[str, ...]:
+    """The regions that have the image that a request names: an id is of one region, unless it was copied.
+
+    Raises:
+        InvalidInput: none of them has it, or it cannot serve.
+    """
+    found: list[str] = []
+    problem: InvalidInput | None = None
+    for region in regions:
+        try:
+            images.lookup_image(region, "gpu" if request.accelerator.count else "cpu", request.ami)
+            found.append(region)
+        except InvalidInput as error:
+            problem = problem or error
+    if problem is not None and not found:
+        raise problem
+    return tuple(found)
 
 
 def _became(attempt: Attempt, machine: fleets.Machine) -> Offer | None:

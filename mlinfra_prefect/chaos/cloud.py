@@ -81,6 +81,8 @@ class Cloud:
             except subprocess.TimeoutExpired:
                 self._process.kill()
                 self._process.wait()
+            if self._process.stdout is not None:
+                self._process.stdout.close()
             self._process = None
         shutil.rmtree(self.root, ignore_errors=True)
 

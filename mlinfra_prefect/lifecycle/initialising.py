@@ -81,12 +81,16 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
         MlinfraError: credentials, permissions, Terraform.
     """
     account = environments.account()
+    _refuse_long_name(wanted, account)
     _refuse_lost_regions(wanted)
+    state_bucket = environments.state_bucket(wanted.environment, account, wanted.regions[0])
+    there = buckets.exists(state_bucket, wanted.regions[0])
+    if there:
+        buckets.check(state_bucket, wanted.regions[0])
     parts = _parts(context, wanted, account)
     creates: dict[str, int] = {}
     changes: dict[str, int] = {}
     prices = []
-    there = buckets.exists(environments.state_bucket(wanted.environment, account, wanted.regions[0]), wanted.regions[0])
     for part in parts:
         with tempfile.TemporaryDirectory(prefix="init-", dir=context.home.work) as scratch:
             document = _plan(context, wanted, part, Path(scratch), account, with_backend=there and part.in_bucket)
@@ -175,6 +179,17 @@ def refuse_leases(context: Context, made: AwsEnvironment) -> None:
 
 
 # --- how --------------------------------------------------------------------------------------------------------------
+
+
+def _refuse_long_name(wanted: Wanted, account: str) -> None:
+    longest = environments.artifact_bucket(wanted.environment, account, wanted.regions[0])
+    if len(longest) > buckets.LONGEST_NAME:
+        most = buckets.LONGEST_NAME - len(longest) + len(wanted.environment)
+        raise InvalidInput(
+            "environment",
+            f"{wanted.environment!r} is too long: its name is part of a bucket's. Nothing was created",
+            f"In {wanted.regions[0]} it may have {most} characters.",
+        )
 
 
 def _refuse_lost_regions(wanted: Wanted) -> None:

@@ -17,6 +17,7 @@ from mlinfra_prefect.model.stack import StackInput
 from mlinfra_prefect.terraform import gate, planned
 from mlinfra_prefect.terraform.planned import PlannedChanges
 
+NEXT = "Allow another accelerator, market, price or region, or ask for more of the quota."
 FIRST_HOUR_SECONDS = 3600.0
 PLAN_SECONDS = 300.0
 """The deadline of a plan."""
@@ -45,7 +46,7 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
         raise CapacityUnavailable(
             f"No offer meets accelerator {request.accelerator}, market {request.market}, "
             f"on platform {request.platform}: {reasons}.",
-            "Ask for what this platform has: 'cpu' on-demand works anywhere.",
+            NEXT if request.platform != "local" else "Ask for what this platform has: 'cpu' on-demand works anywhere.",
         )
     _refuse_short_budget(request, offer)
     return offers, offer

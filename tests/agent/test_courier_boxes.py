@@ -426,6 +426,13 @@ def test_a_grant_is_over_only_when_it_is_gone_or_another_one(bucket: MemoryBucke
     assert inbox.revoked == "the grant was revoked"
 
 
+def test_a_grant_that_came_and_went_unseen_is_not_waited_for(bucket: MemoryBucket, inbox: Inbox) -> None:
+    """Given and taken between two looks: the node must not wait for another one until its deadline."""
+    bucket.objects["n/in/revoked"] = b""
+    inbox.look(with_jobs=True)
+    assert (inbox.grant, inbox.revoked) == (None, "the grant was revoked")
+
+
 def test_only_the_node_s_own_paths_are_made_local(tmp_path: Path) -> None:
     """Parameters are the user's, whatever they begin with."""
     told = {

@@ -178,7 +178,7 @@ class House:
         }  # fmt: skip
         mine = {
             "MLINFRA_HOME": str(self.root), "MLINFRA_CACHE": str(CACHE), "MLINFRA_KEEPER_PLACE": "process",
-            "HOME": str(self.root.parent), "COLUMNS": "240",
+            "COLUMNS": "240",
         }  # fmt: skip
         return kept | self.account.aws.environment | mine | self.env | env
 
@@ -243,7 +243,7 @@ def house_in(account: Account, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hous
     for name in [name for name in os.environ if name.startswith(("AWS_", "MLINFRA_"))]:
         monkeypatch.delenv(name)
     for name, value in house.environment().items():
-        if name.startswith(("AWS_", "MLINFRA_", "HOME")):
+        if name.startswith(("AWS_", "MLINFRA_")):
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(place)
     try:

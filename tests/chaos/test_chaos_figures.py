@@ -94,3 +94,25 @@ def test_every_row_promises_what_the_readme_promises_at_most() -> None:
     """TTL, operation deadline, reaper's interval and teardown; the first two only where a row needs them."""
     promises = {row.name: row.promise for row in ROWS}
     assert promises["client-killed"] < promises["everything"] < promises["namespace-killed"] < 300
+
+
+def test_a_campaign_replaces_its_own_part_of_the_page_and_no_other() -> None:
+    """What was measured on this machine stands while the cloud is measured again, with what a lease asks of it."""
+    document: dict[str, object] = {
+        "schema": SCHEMA, "at": "2026-11-28T12:00:00+00:00", "seed": 7, "jobs": 2, "seconds": 600.0, "commit": "abc",
+        "machine": "Linux", "skipped": {}, "rows": [],
+    }  # fmt: skip
+    none = summary([])
+    local = page(document, total=none, command="make chaos RUNS=2")
+    calls = {"CreateFleet": 1, "DescribeFleets": 3, "GetObject": 40}
+    both = page(
+        {**document, "platform": "aws", "calls": calls}, total=none, command="make chaos PLATFORM=aws RUNS=3",
+        before=local,
+    )  # fmt: skip
+    assert "`make chaos RUNS=2`" in both
+    assert "`make chaos PLATFORM=aws RUNS=3`" in both
+    assert "made 4 calls: DescribeFleets 3, CreateFleet 1" in both
+    assert both.count("Not measured yet.") == 1
+    again = page({**document, "platform": "aws"}, total=none, command="make chaos PLATFORM=aws RUNS=9", before=both)
+    assert "RUNS=3" not in again
+    assert "`make chaos RUNS=2`" in again

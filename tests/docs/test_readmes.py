@@ -7,12 +7,14 @@ a page share one project and one home, in the order of the page.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import re
 import shutil
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +36,7 @@ KINDS = {"", "console", "hcl", "json", "mermaid", "python", "text", "toml", "yam
 PLACEHOLDERS = {"LEASE", "ID", "ENDPOINT"}
 RUN_WITH_AN_ID = {"show", "release"}
 RUN_ELSEWHERE = {"demo", "emulate"}
-"""Too long for here: `make test` runs the demo from the built wheel."""
+"""Too long for here: `make test` runs the demo from the built wheel. What a page emulates, `emulator` emulates."""
 
 
 def all_blocks(*kinds: str) -> list:
@@ -190,8 +192,35 @@ def test_exit_codes_of_the_readme_are_those_of_the_command_line() -> None:
     assert told == {value for name, value in vars(outcome).items() if name.isupper() and isinstance(value, int)}
 
 
+@pytest.fixture(scope="session")
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], dict[str, str]]]:
+    """Starts an emulated AWS for the first page that wants one, and gives the variables by which it is reached.
+
+    Skips where there is no AWS provider for Terraform, as `aws_place.require_provider` says.
+    """
+    from mlinfra_prefect.testing.aws.apart import emulated_apart
+
+    place = md.CHECKOUT / "tests" / "aws" / "aws_place.py"
+    spec = importlib.util.spec_from_file_location("mlinfra_docs_aws_place", place)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    with contextlib.ExitStack() as until_the_end:
+        found: dict[str, str] = {}
+
+        def reached() -> dict[str, str]:
+            if not found:
+                module.require_provider(tmp_path_factory.mktemp("provider"))
+                found.update(until_the_end.enter_context(emulated_apart()))
+            return found
+
+        yield reached
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=str)
-def test_what_a_page_says_works(page: Path, reader) -> None:
+def test_what_a_page_says_works(page: Path, reader, emulator) -> None:
     """A reader who does it all, in order, in an empty project (or in a copy of the example) gets what is said."""
     if page.parts[0] == "examples":
         shutil.copytree((md.CHECKOUT / page).parent, reader.project, dirs_exist_ok=True)
@@ -202,7 +231,11 @@ def test_what_a_page_says_works(page: Path, reader) -> None:
         if block.kind == "python" and not block.part and not block.not_run:
             printed += reader.does("python", block.name)
         elif block.kind == "console":
-            printed += "".join(_done(reader, words) for words in block.commands())
+            for words in block.commands():
+                if words[:3] == ["mlinfra-prefect", "emulate", "aws"]:
+                    reader.env |= emulator()
+                else:
+                    printed += _done(reader, words)
         elif block.kind == "text":
             said = [md.without_numbers(line) for line in block.text.splitlines()]
             lines = [md.without_numbers(line) for line in printed.splitlines()]

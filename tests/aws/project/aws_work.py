@@ -1,0 +1,62 @@
+"""What runs on the machines of the emulated AWS."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mlinfra_prefect.agent.node import node
+from mlinfra_prefect.model.artifact import ModelArtifact
+
+
+def scaled(rows: Any, by: float) -> Any:
+    """An array in, an array out."""
+    return rows * by
+
+
+def whoami() -> dict[str, str]:
+    """What the training sees of where it runs, and of who rented it."""
+    kept = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "MLINFRA_"))}
+    return {**kept, "cwd": os.getcwd(), "home": os.environ.get("HOME", "")}
+
+
+def fit(rows: Any, steps: int = 3) -> ModelArtifact:
+    """Learn a mean, tell of it, and leave it as a model; go on from a checkpoint where there is one."""
+    here = node()
+    begun = int((here.checkpoint_dir / "step.txt").read_text()) if here.resumed else 0
+    for step in range(begun, steps):
+        print(f"step {step}", flush=True)
+        here.progress((step + 1) / steps, f"step {step}")
+        here.metrics(step=step, loss=1.0 / (step + 1))
+    (here.output_dir / "model.json").write_text(json.dumps({"mean": float(rows.mean()), "begun": begun}))
+    return here.artifact(format="json", metrics={"mean": float(rows.mean())})  # type: ignore[return-value]
+
+
+def until_told(step: int) -> int:
+    """Train until it is told to stop; then commit a checkpoint and return."""
+    here = node()
+    print(f"training, resumed={here.resumed}", flush=True)
+    while not here.should_stop:
+        time.sleep(0.02)
+    (here.checkpoint_dir / "step.txt").write_text(str(step))
+    here.commit_checkpoint(step=step)
+    return step
+
+
+def resumes() -> dict[str, object]:
+    """What a second lease finds of the first one's work."""
+    here = node()
+    path = here.checkpoint_dir / "step.txt"
+    return {"resumed": here.resumed, "step": path.read_text() if path.exists() else None}
+
+
+def refuses(kind: str) -> None:
+    raise ValueError(kind, 1)
+
+
+def other_mailboxes() -> list[str]:
+    """Other nodes' mailboxes beside this one's, as far as a path can reach them."""
+    return sorted(str(path) for path in Path.cwd().glob("../../../*/in/*"))
