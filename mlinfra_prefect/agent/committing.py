@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,12 @@ from . import checkpoints
 from .specs import CheckpointRef
 from .transfer import TransferError
 from .wire import CHECKPOINT, CHECKPOINT_ACK, write_json
+
+FORWARDED = "FORWARDED"
+"""In a store that is a stop on the way: the number of the last commit that is where it outlives the node (`outbox`)."""
+FORWARD_SECONDS = 600.0
+"""How long a commit may take from the node's own disk to where it outlives the node."""
+FORWARD_POLL_SECONDS = 0.05
 
 
 class CommitTaker:
@@ -55,10 +62,29 @@ class CommitTaker:
         self._seen = found.id
         stored, reason = True, ""
         try:
-            checkpoints.store(place, found, self._ref.store, tick)
+            number = checkpoints.store(place, found, self._ref.store, tick)
+            stored = self._forwarded(number, tick)
+            if not stored:
+                reason = "it lies on this node only"
+                self._say(f"the checkpoint of step {found.step} has not left this node within {FORWARD_SECONDS:g} s")
         except (TransferError, OSError) as error:
             stored, reason = False, str(error)
             self._say(f"the checkpoint of step {found.step} was not stored, the one before it stays: {error}")
         with contextlib.suppress(OSError):
             write_json(self._dir / CHECKPOINT_ACK, {"id": found.id, "stored": stored, "reason": reason})
+        return True
+
+    def _forwarded(self, number: int, tick: Callable[[], None]) -> bool:
+        """Wait until a commit is where it outlives the node; at once where the store itself is such a place."""
+        assert self._ref is not None
+        told = self._ref.store / FORWARDED
+        until = time.monotonic() + FORWARD_SECONDS
+        while told.exists():
+            with contextlib.suppress(OSError, ValueError):
+                if int(told.read_text(encoding="ascii")) >= number:
+                    return True
+            if time.monotonic() >= until:
+                return False
+            tick()
+            time.sleep(FORWARD_POLL_SECONDS)
         return True

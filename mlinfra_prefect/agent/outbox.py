@@ -14,6 +14,7 @@ import json
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from .committing import FORWARDED
 from .outfiles import OutFiles
 from .outpacks import BlockStore, OutPacks
 from .wire import (
@@ -44,8 +45,6 @@ UPLOADS: Final = "uploads"
 CHECKPOINTS: Final = "checkpoints"
 COURIER_LOG: Final = "courier.log"
 ACCEPTANCE: Final = "acceptance.json"
-FORWARDED: Final = "FORWARDED"
-"""In the store of a job's checkpoints: the number of the last one that is in the bucket, which outlives the node."""
 BEAT_SECONDS: Final = 5.0
 """How often the index is written although nothing in it changed: a client counts 30 seconds of silence."""
 CHATTER_SECONDS: Final = 0.5

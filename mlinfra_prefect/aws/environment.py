@@ -136,9 +136,9 @@ def load(name: str, cache: Path) -> AwsEnvironment:
         NotInitialised: there is none in this account and region.
         MlinfraError: AWS cannot be asked.
     """
-    kept = read_json_if_there(cached(cache, name))
-    if kept is not None and kept.get("schema") == SCHEMA:
-        return parsed(AwsEnvironment, kept, prefix=str(cached(cache, name)))
+    kept = remembered(name, cache)
+    if kept is not None:
+        return kept
     found = look_up(name)
     if found is None:
         raise NotInitialised(
@@ -148,6 +148,14 @@ def load(name: str, cache: Path) -> AwsEnvironment:
     cache.mkdir(mode=0o700, exist_ok=True)
     write_json(cached(cache, name), json.loads(found.model_dump_json(by_alias=True)))
     return found
+
+
+def remembered(name: str, cache: Path) -> AwsEnvironment | None:
+    """Return the home's copy of an environment; None: it has none. Asks nobody."""
+    kept = read_json_if_there(cached(cache, name))
+    if kept is None or kept.get("schema") != SCHEMA:
+        return None
+    return parsed(AwsEnvironment, kept, prefix=str(cached(cache, name)))
 
 
 def look_up(name: str, region: str | None = None) -> AwsEnvironment | None:

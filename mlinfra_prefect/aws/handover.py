@@ -18,6 +18,7 @@ from mlinfra_prefect.agent.transfer import TransferError, check_relative, digest
 from mlinfra_prefect.agent.unpacking import HANDOVER_SCHEMA, NODE_PATH
 from mlinfra_prefect.agent.wire import MANIFEST
 from mlinfra_prefect.aws.mailbox import Mailbox, in_lanes
+from mlinfra_prefect.aws.sdk import bucket_region, link
 from mlinfra_prefect.errors import InvalidInput
 
 INLINE_BYTES = 1 << 20
@@ -150,15 +151,14 @@ class Handover:
             found = {each: size for each, size in found.items() if not each.endswith("/")}
         if not found:
             raise InvalidInput(f"inputs.{name}", f"there is nothing at {uri}")
+        region = bucket_region(bucket, client)
         for each, size in found.items():
             relative = each.removeprefix(f"{base}/" if base else "")
             try:
                 check_relative(relative)
             except TransferError as error:
                 raise InvalidInput(f"inputs.{name}", f"the key {each!r} of {uri} cannot be a path") from error
-            url = client.generate_presigned_url(
-                "get_object", Params={"Bucket": bucket, "Key": each}, ExpiresIn=PRESIGNED_SECONDS
-            )
+            url = link(bucket, each, region=region, seconds=PRESIGNED_SECONDS)
             self.fetch.append({"path": f"inputs/{name}/{relative}", "url": url, "size": size})
         return f"/{key.rpartition('/')[2]}" if one is not None and key and not key.endswith("/") else ""
 

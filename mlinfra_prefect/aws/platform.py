@@ -37,7 +37,7 @@ from mlinfra_prefect.aws.asking import Refused
 from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.node import BucketNode, NoNode
 from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
-from mlinfra_prefect.aws.sdk import client, refused
+from mlinfra_prefect.aws.sdk import client, link, refused
 from mlinfra_prefect.errors import InvalidInput, NodeLost, UnsupportedHere
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.environment import AwsSettings
@@ -170,12 +170,10 @@ class AwsPlatform:
         try:
             # Always: whoever asks whether it is there pays as much, and what lies there may be somebody else's.
             s3.put_object(Bucket=made.artifact_bucket, Key=key, Body=content)
-            url = s3.generate_presigned_url(
-                "get_object", Params={"Bucket": made.artifact_bucket, "Key": key}, ExpiresIn=AGENT_URL_SECONDS
-            )
         except Exception as error:
             raise refused(error, f"writing s3://{made.artifact_bucket}/{key}") from error
-        return rungs.Agent(str(url), hashlib.sha256(content).hexdigest())
+        url = link(made.artifact_bucket, key, region=made.home_region, seconds=AGENT_URL_SECONDS)
+        return rungs.Agent(url, hashlib.sha256(content).hexdigest())
 
     # --- what exists --------------------------------------------------------------------------------------------------
 
@@ -199,7 +197,7 @@ class AwsPlatform:
         machine = outcome.instances[0]
         mailbox = f"s3://{made.artifact_bucket}/nodes/{made.node_role_id}:{machine.id}"
         node = self._open(mailbox, Path(attempt.node_dir))
-        node.begin({"poll_seconds": 0.2} if self.emulated else {})
+        node.begin({"sync_seconds": 0.2} if self.emulated else {})
         self._wait(node, region, machine.id, deadline, wanted)
         return Found(
             nodes=tuple(each.id for each in outcome.instances),

@@ -49,18 +49,50 @@ def client(service: str = "s3", region: str | None = None, *, tries: int = TRIES
         LedgerUnavailable: for S3: its configuration is broken.
         PermanentError: for the others: the configuration is broken, or names no region.
     """
-    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
     with _making:  # a session is not safe for threads
-        return _client(os.getpid(), settings, service, region, tries)
+        return _client(_here(), service, region, tries)
+
+
+def link(bucket: str, key: str, *, region: str, seconds: int) -> str:
+    """Return an address that reads one object for a while, with the rights of these credentials. Calls nothing.
+
+    It is made for the bucket's own region: the address that serves all of them answers with another one, for which the
+    signature does not hold.
+    """
+    endpoint = client("s3", region).meta.endpoint_url
+    with _making:
+        signer = _client(_here(), "s3", region, TRIES, endpoint)
+    wanted = {"Bucket": bucket, "Key": key}
+    return str(signer.generate_presigned_url("get_object", Params=wanted, ExpiresIn=seconds))
+
+
+def bucket_region(bucket: str, asked: Any) -> str:
+    """Return the region of a bucket, whoever it belongs to; that of the asking client where S3 does not say."""
+    from botocore.exceptions import ClientError
+
+    try:
+        answer = asked.head_bucket(Bucket=bucket)
+    except ClientError as error:
+        answer = error.response  # also a refusal says where the bucket is
+    headers = (answer.get("ResponseMetadata") or {}).get("HTTPHeaders") or {}
+    return str(headers.get("x-amz-bucket-region") or asked.meta.region_name)
+
+
+Place = tuple[int, tuple[tuple[str, str], ...]]
+"""A process and its configuration."""
+
+
+def _here() -> Place:
+    return os.getpid(), tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
 @functools.lru_cache(maxsize=64)
-def _client(pid: int, settings: tuple[tuple[str, str], ...], service: str, region: str | None, tries: int) -> Any:
+def _client(place: Place, service: str, region: str | None, tries: int, endpoint: str | None = None) -> Any:
     try:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
-        session = _session(pid, settings)
+        session = _session(place)
     except ImportError:
         what = "A ledger on S3" if service == "s3" else "AWS"
         raise UnsupportedHere(
@@ -72,9 +104,11 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...], service: str, regio
         retries={"mode": "standard", "total_max_attempts": tries},
         max_pool_connections=CONNECTIONS,
         user_agent_extra="mlinfra_prefect",
+        # For S3 boto3 still signs links in the old way, which newer regions and encrypted objects refuse.
+        signature_version="s3v4" if service == "s3" else None,
     )
     try:
-        return session().client(service, region_name=region, config=config)
+        return session().client(service, region_name=region, endpoint_url=endpoint, config=config)
     except (BotoCoreError, ValueError) as error:  # a profile that is not there, an endpoint that is no URL
         if service != "s3":
             raise refused(error, f"calling {service} of AWS") from error
@@ -84,9 +118,9 @@ def _client(pid: int, settings: tuple[tuple[str, str], ...], service: str, regio
 
 
 @functools.lru_cache(maxsize=4)
-def _session(pid: int, settings: tuple[tuple[str, str], ...]) -> Any:
+def _session(place: Place) -> Any:
     """Return what makes the session of a process and a configuration: once, and only when that succeeds."""
-    del pid, settings
+    del place
     from boto3.session import Session
 
     return functools.cache(Session)

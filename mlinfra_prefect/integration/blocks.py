@@ -195,8 +195,8 @@ class MlinfraEnvironment(Block):
     def apply_here(self, name: str | None = None) -> Environment:
         """Let the environment hold in this process, and in the keeper's work for what this process asks for.
 
-        Idempotent. It stays until the process ends, as do its AWS credentials. An environment of the same name in the project's file goes first:
-        that its caps are replaced from elsewhere is refused.
+        Idempotent. It stays until the process ends, as do its AWS credentials. An environment of the same name in
+        the project's file goes first: that its caps are replaced from elsewhere is refused.
 
         Args:
             name: as requests name it; the block's own when not given.

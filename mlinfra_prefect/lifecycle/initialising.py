@@ -82,17 +82,21 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
     """
     account = environments.account()
     _refuse_long_name(wanted, account)
+    _refuse_another_home(context, wanted, account)
     _refuse_lost_regions(wanted)
-    state_bucket = environments.state_bucket(wanted.environment, account, wanted.regions[0])
-    there = buckets.exists(state_bucket, wanted.regions[0])
-    if there:
-        buckets.check(state_bucket, wanted.regions[0])
+    there = buckets.exists(environments.state_bucket(wanted.environment, account, wanted.regions[0]), wanted.regions[0])
+    foreign = _is_foreign(context, wanted, account)
     parts = _parts(context, wanted, account)
     creates: dict[str, int] = {}
     changes: dict[str, int] = {}
     prices = []
     for part in parts:
+        if foreign and not part.in_bucket:
+            continue
         with tempfile.TemporaryDirectory(prefix="init-", dir=context.home.work) as scratch:
+            known = _directory(context, wanted, part, account) / "terraform.tfstate"
+            if not part.in_bucket and known.is_file():
+                shutil.copyfile(known, private_folder(Path(scratch) / "stack") / known.name)
             document = _plan(context, wanted, part, Path(scratch), account, with_backend=there and part.in_bucket)
         for change in document.get("resource_changes") or []:
             actions = change["change"]["actions"]
@@ -113,12 +117,12 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
     outputs: dict[str, Mapping[str, Any]] = {}
     home_region = wanted.regions[0]
     state_bucket = environments.state_bucket(wanted.environment, account, home_region)
+    foreign = _is_foreign(context, wanted, account)
     for part in proposal.parts:
-        if not part.in_bucket and buckets.exists(state_bucket, home_region):
-            buckets.check(state_bucket, home_region)
+        if foreign and not part.in_bucket:
             continue
         tell(f"{part.name}: applying {part.stack} in {part.region}")
-        stack = _prepared(context, wanted, part, _directory(context, wanted, part), account)
+        stack = _prepared(context, wanted, part, _directory(context, wanted, part, account), account)
         deadline = time.time() + STACK_SECONDS
         _checked(stack, deadline, wanted)
         outputs[part.name] = stack.apply(deadline=deadline).outputs
@@ -150,7 +154,7 @@ def unmake(context: Context, name: str, tell: Callable[[str], None] = lambda _: 
             if part.stack == "aws-shared":
                 buckets.empty(made.artifact_bucket, made.home_region)
             tell(f"{part.name}: destroying {part.stack} in {part.region}")
-            stack = _prepared(context, wanted, part, _directory(context, wanted, part), made.account)
+            stack = _prepared(context, wanted, part, _directory(context, wanted, part, made.account), made.account)
             stack.destroy(deadline=time.time() + STACK_SECONDS)
     tell(f"deleting {made.state_bucket}, with the states and the ledger in it")
     buckets.delete(made.state_bucket, made.home_region)
@@ -189,6 +193,31 @@ def _refuse_long_name(wanted: Wanted, account: str) -> None:
             "environment",
             f"{wanted.environment!r} is too long: its name is part of a bucket's. Nothing was created",
             f"In {wanted.regions[0]} it may have {most} characters.",
+        )
+
+
+def _is_foreign(context: Context, wanted: Wanted, account: str) -> bool:
+    """Whether the state bucket was made by another home, so that nothing here knows of it: then it is only looked at.
+
+    Raises:
+        PlanRejected: it can lose or show what lies in it.
+    """
+    bucket, region = environments.state_bucket(wanted.environment, account, wanted.regions[0]), wanted.regions[0]
+    mine = _place(context, wanted.environment) / f"{account}-{region}" / "state" / "terraform.tfstate"
+    if mine.is_file() or not buckets.exists(bucket, region):
+        return False
+    buckets.check(bucket, region)
+    return True
+
+
+def _refuse_another_home(context: Context, wanted: Wanted, account: str) -> None:
+    """Refuse a second environment of one name: leases of this home could mean either."""
+    made = environments.remembered(wanted.environment, context.home.aws)
+    if made is not None and (made.account, made.home_region) != (account, wanted.regions[0]):
+        raise InvalidInput(
+            "environment",
+            f"{wanted.environment!r} of this home is in {made.home_region} of account {made.account}; nothing was created",
+            f"Name {made.home_region} first, log in to that account, or take another name or another MLINFRA_HOME.",
         )
 
 
@@ -273,8 +302,10 @@ def _place(context: Context, environment: str) -> Path:
     return context.home.aws / environment
 
 
-def _directory(context: Context, wanted: Wanted, part: Part) -> Path:
-    return private_folder(_place(context, wanted.environment)) / part.name
+def _directory(context: Context, wanted: Wanted, part: Part, account: str) -> Path:
+    """Of its own for each account and home region: a state of another one would have its bucket replaced."""
+    place = private_folder(_place(context, wanted.environment))
+    return private_folder(place / f"{account}-{wanted.regions[0]}") / part.name
 
 
 def _region(name: str, outputs: Mapping[str, Any]) -> AwsRegion:

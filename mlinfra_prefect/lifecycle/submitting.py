@@ -116,8 +116,12 @@ def _resolve_inputs(context: Context, record: LeaseRecord, inputs: Mapping[str, 
     found = {}
     for name, uri in inputs.items():
         field = f"inputs.{name}"
+        if uri.startswith("s3://") and record.platform == "aws":
+            found[name] = uri  # the node fetches it, by links that read exactly this
+            continue
         if "://" in uri and not uri.startswith("file://"):
-            raise InvalidInput(field, f"{uri!r} is not a path or file:// URI", "The local platform reads files only.")
+            where = "Platform aws also reads s3:// URIs." if record.platform == "aws" else "Platform local reads files."
+            raise InvalidInput(field, f"{uri!r} is not a path or file:// URI", where)
         path = Path(uri.removeprefix("file://")).expanduser().resolve()
         if not path.exists():
             raise InvalidInput(field, f"{path} does not exist")

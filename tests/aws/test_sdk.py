@@ -172,3 +172,16 @@ def test_a_missing_permission_of_a_real_call_is_named(proxy):
     with pytest.raises(ClientError) as caught:
         sdk.client("ec2", "eu-central-1").describe_fleets()
     assert "ec2:DescribeFleets" in str(sdk.refused(caught.value, "looking"))
+
+
+@pytest.mark.parametrize("region", ["us-east-1", "eu-west-1"])
+def test_a_link_to_an_object_is_one_that_its_region_takes(monkeypatch: pytest.MonkeyPatch, region: str) -> None:
+    """Newer regions refuse the older signature, and the address that serves all regions redirects."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIDEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    link = sdk.link("acme-data", "a.csv", region=region, seconds=60)
+    assert "X-Amz-Signature=" in link
+    assert f"%2F{region}%2Fs3%2Faws4_request" in link
+    assert region == "us-east-1" or link.startswith(("https://s3.eu-west-1.", "https://acme-data.s3.eu-west-1."))
