@@ -25,8 +25,9 @@ from urllib.parse import urlsplit
 from . import blocks
 from .bucket import BucketError
 from .checkpoints import LATEST
+from .committing import FORWARDED
 from .folders import private_folder
-from .outbox import CHECKPOINTS, FORWARDED
+from .outbox import CHECKPOINTS
 from .transfer import TransferError, check_relative
 from .wire import JOB, JOBS, STATUS_SCHEMA, write_json
 

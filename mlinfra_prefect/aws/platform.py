@@ -71,7 +71,6 @@ class AwsPlatform:
 
     name = "aws"
     found_by_mark = True
-    settle_seconds = 240.0
     most_attempts = 12
     destroys_later = True
 
@@ -88,6 +87,11 @@ class AwsPlatform:
         """Whether AWS is emulated on this host: what is rented ends with it."""
         host = urlsplit(os.environ.get(ENDPOINT_VARIABLE, "")).hostname or ""
         return host in {"127.0.0.1", "localhost", "::1"}
+
+    @property
+    def settle_seconds(self) -> float:
+        """How long a machine and its disk usually take to go: at once where it is emulated."""
+        return 10.0 if self.emulated else 240.0
 
     @property
     def consistency_seconds(self) -> float:
@@ -258,18 +262,21 @@ class AwsPlatform:
         regions = tuple(dict.fromkeys(each.offer.region for each in record.attempts if each.applied_at is not None))
         found: list[str] = []
         ended: list[str] = []
+        going: list[str] = []
         for region in regions:
             known = tuple(each.fleet for each in record.attempts if each.fleet and each.offer.region == region)
             seen = sweeping.search(client, region, ledger_id=record.ledger_id, lease_id=record.id, fleets=known)
             refusals = {each.name: str(each) for each in seen.refused}
             found += [refusals.get(name, name) for name in seen.found]
             ended += seen.ended
+            going += seen.going
         return Search(
             what=f"{sweeping.KINDS} tagged {tags.LEDGER}={record.ledger_id}, {tags.LEASE}={record.id}",
             where=as_line(", ".join(regions) or "no region: nothing was applied"),
             at=datetime.now(UTC),
             found=tuple(map(as_line, found)),
             ended=tuple(map(as_line, ended)),
+            going=tuple(map(as_line, going)),
         )
 
     def tidy(self, record: KeptRecord, attempt: Attempt) -> None:

@@ -39,11 +39,13 @@ class Found:
     Attributes:
         found: all of it.
         ended: that of it which was told to end; nothing waits until it has.
+        going: that of it which ends with something that is ending, and needs no order of its own.
         refused: that of it which was to end and could not be told.
     """
 
     found: tuple[str, ...] = ()
     ended: tuple[str, ...] = ()
+    going: tuple[str, ...] = ()
     refused: tuple[Refusal, ...] = ()
 
 
@@ -209,10 +211,10 @@ def _end(clients: Clients, region: str, things: Sequence[Thing]) -> Found:
     going = {each.id for each in things if each.ending}
     client = clients("ec2", region) if living else None
     refused: dict[str, str] = {}
+    taken: set[str] = set()
     for kind in kinds.KINDS:
         ours = [each for each in living if each.kind == kind.name]
-        taken = {each.id: each.goes_with for each in ours if each.goes_with in going}
-        refused |= {each: f"it goes with instance {holder}, which is ending" for each, holder in taken.items()}
+        taken |= {each.id for each in ours if each.goes_with in going}
         left = [each for each in ours if each.id not in taken]
         if left:
             reasons = _told(client, kind, left)
@@ -220,7 +222,8 @@ def _end(clients: Clients, region: str, things: Sequence[Thing]) -> Found:
             going |= {each.id for each in left if each.id not in reasons}
     return Found(
         found=tuple(each.name for each in living),
-        ended=tuple(each.name for each in living if each.id not in refused),
+        ended=tuple(each.name for each in living if each.id not in refused and each.id not in taken),
+        going=tuple(each.name for each in living if each.id in taken),
         refused=tuple(Refusal(each.name, refused[each.id]) for each in living if each.id in refused),
     )
 

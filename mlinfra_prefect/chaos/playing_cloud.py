@@ -28,7 +28,7 @@ def refused(place: Place, plan: Plan) -> None:
     for name, arguments in faults:
         place.cloud.fault(name, **arguments)
     client = place.client("lease", seconds=plan.options["seconds"])
-    _reached(place, operation, "CreateFleet refused")
+    _reached(place, operation)
     for strike in plan.strikes:
         place.strike(strike)
     client.wait(POINT_SECONDS * 4)
@@ -253,9 +253,9 @@ def _until(place: Place, what: Callable[[], bool], seconds: float = POINT_SECOND
     return True
 
 
-def _reached(place: Place, operation: str, how: str) -> None:
+def _reached(place: Place, operation: str) -> None:
     if _until(place, lambda: place.cloud.seen(operation) > 0):
-        place.happened("aws", how)
+        place.happened("aws", f"{operation} refused")
 
 
 def _lose(directory: Path, how: str) -> None:

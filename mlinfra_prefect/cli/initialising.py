@@ -35,6 +35,8 @@ def init(
     proposal = initialising.propose(context, wanted)
     if not as_json:
         _show(proposal)
+    if as_json and not yes and not sys.stdin.isatty():
+        print(initialising.as_json(proposal))  # nobody can be asked, and may look all the same
     if not yes and not _agreed(f"Create this in account {proposal.account}?"):
         if as_json:
             print(initialising.as_json(proposal))

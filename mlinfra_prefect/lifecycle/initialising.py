@@ -216,7 +216,7 @@ def _refuse_another_home(context: Context, wanted: Wanted, account: str) -> None
     if made is not None and (made.account, made.home_region) != (account, wanted.regions[0]):
         raise InvalidInput(
             "environment",
-            f"{wanted.environment!r} of this home is in {made.home_region} of account {made.account}; nothing was created",
+            f"{made.name!r} of this home is in {made.home_region} of account {made.account}. Nothing was created",
             f"Name {made.home_region} first, log in to that account, or take another name or another MLINFRA_HOME.",
         )
 

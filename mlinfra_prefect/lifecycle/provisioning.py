@@ -35,6 +35,8 @@ from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.stack import Found
 
+MOST_TOLD = 3
+"""Attempts that the reason of a lease that was given up names."""
 PROVISION_SECONDS = 900.0
 """The deadline of one provisioning operation: a machine's boot, or the installation of a server's environment."""
 
@@ -166,8 +168,15 @@ def _next_rung(context: Context, record: KeptRecord) -> tuple[tuple[Offer, ...],
 
 def _no_more(record: KeptRecord, error: MlinfraError) -> MlinfraError:
     """Why nothing more is tried, with what became of each attempt."""
-    told = "; ".join(f"attempt {a.number}, {ladder.described(a)}: {a.outcome}" for a in tried(record) if a.outcome)
-    return type(error)(f"{error.message} {told}.", error.remedy) if told and type(error) in ladder.ENDS else error
+    if type(error) not in ladder.ENDS:
+        return error
+    # In a word each: a dozen attempts have to fit into a reason, and the attempts table has the rest.
+    told = [
+        f"attempt {a.number}, {ladder.described(a)}: {a.outcome.partition(':')[0]}" for a in tried(record) if a.outcome
+    ]
+    more = [f"{len(told) - MOST_TOLD} before"] if len(told) > MOST_TOLD else []
+    last = "; ".join([*more, *told[-MOST_TOLD:]])
+    return type(error)(f"{error.message} {last}." if last else error.message, error.remedy)
 
 
 def _note_plan(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:

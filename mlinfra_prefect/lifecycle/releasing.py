@@ -295,13 +295,15 @@ def _merged(one: tuple[str, ...], other: tuple[str, ...]) -> tuple[str, ...]:
 def _sweep(context: Context, record: KeptRecord) -> list[Search]:
     """Look until the last two looks found nothing, a few times at most (rule R7). Ends what it finds.
 
-    In a cloud what was told to end is seen for a while: there it is looked at for as long as that usually takes.
+    In a cloud what was told to end is seen for a while: there it is looked at for as long as that usually takes. For
+    what could not be told to end nobody waits: the next pass tells it again.
     """
     platform = context.platform(record.platform)
     until = time.monotonic() + platform.settle_seconds
     searches = [platform.sweep(record)]
     while len(searches) < CLEAN_SWEEPS or any(search.found for search in searches[-CLEAN_SWEEPS:]):
-        if len(searches) >= MOST_SWEEPS and time.monotonic() >= until:
+        leaving = searches[-1].ended or searches[-1].going
+        if len(searches) >= MOST_SWEEPS and not (leaving and time.monotonic() < until):
             break
         killpoint("between-sweeps", context.home.root)
         time.sleep(platform.consistency_seconds)

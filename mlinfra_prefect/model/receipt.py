@@ -27,6 +27,12 @@ class Search(Record):
     ended: tuple[Line, ...] = Field(
         default=(), title="Ended", description="What the sweep itself had to end.", examples=[["process 4711 (agent)"]]
     )
+    going: tuple[Line, ...] = Field(
+        default=(),
+        title="Going",
+        description="What was found and ends with something that is ending.",
+        examples=[["volume vol-0abc in us-east-1"]],
+    )
 
 
 class Receipt(Record):

@@ -37,6 +37,7 @@ from mlinfra_prefect.testing.aws import Emulator  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 GPUS = "L-DB2E81BA"
+SAID = "attempt 1, .*: CapacityUnavailable; attempt 2, .*: CapacityUnavailable.*Try again"
 CLIENT = """
 import sys
 sys.path.insert(0, {project!r})
@@ -234,15 +235,16 @@ def test_a_second_home_in_the_same_account_touches_nothing_of_it(
     before = account.running()
     with house_in(account, monkeypatch) as second:
         theirs = second.says("up", "cpu", "--platform", "aws", "--max-minutes", "10")["id"]
-        both = account.running()
-        assert set(before) < set(both)
-        for each in (house, second, house, second):
-            found = each.says("reap")
-            assert found["orphans"] == found["stuck"] == []
-        assert account.running() == both
-        assert "still has" in second.refuses("init", "aws", "--destroy", "--yes")
-        assert f"{infra.id} of ledger" in second.refuses("init", "aws", "--destroy", "--yes")
-        done = second.cli("release", theirs)
+        try:
+            both = account.running()
+            assert set(before) < set(both)
+            for each in (house, second, house, second):
+                found = each.says("reap")
+                assert found["orphans"] == found["stuck"] == []
+            assert account.running() == both
+            assert f"{infra.id} of ledger" in second.refuses("init", "aws", "--destroy", "--yes")
+        finally:
+            done = second.cli("release", theirs)
         assert done.returncode == 0, done.stderr
         assert account.running() == before
         _appears_after_its_release(second, house, theirs, account, both)
@@ -372,7 +374,10 @@ def test_nothing_anywhere_is_one_sentence_with_every_attempt(house: House, accou
     """And nothing is left, and nothing was paid."""
     account.aws.no_capacity()
     with (
-        pytest.raises(CapacityUnavailable, match="attempt 1.*attempt 2") as raised,
+        pytest.raises(
+            CapacityUnavailable,
+            match=SAID,
+        ) as raised,
         lease("cpu", platform="aws", name="nowhere", max_minutes=15, max_hourly_usd=0.3),
     ):
         raise AssertionError("there was a machine")
@@ -385,7 +390,7 @@ def test_nothing_anywhere_is_one_sentence_with_every_attempt(house: House, accou
 
 @pytest.mark.parametrize(
     ("code", "sentence"),
-    [("UnauthorizedOperation", "ec2:CreateFleet"), ("AuthFailure", "credentials")],
+    [("UnauthorizedOperation", "CreateFleet.* UnauthorizedOperation"), ("AuthFailure", "Check the credentials")],
 )
 def test_what_a_person_has_to_mend_stops_the_ladder(house: House, account: Account, code: str, sentence: str) -> None:
     """A missing permission, or credentials that AWS refuses: one attempt, and the remedy. No rung would do better."""
@@ -398,7 +403,8 @@ def test_what_a_person_has_to_mend_stops_the_ladder(house: House, account: Accou
         raise AssertionError("there was a machine")
     record = until(lambda: (found := latest(name)).state is State.RELEASED and found, "it is released")
     assert len(record.attempts) == 1
-    assert clean(record.receipt).cost_usd == 0.0
+    clean(record.receipt)
+    assert account.running() == {}
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Rule: the platform AWS answers as `lifecycle.platform.Platform` promises. Fleets are made by hand, no Terraform runs."""
+"""Rule: the platform AWS keeps the promises of `lifecycle.platform`. Fleets are made by hand, not by Terraform."""
 
 from __future__ import annotations
 

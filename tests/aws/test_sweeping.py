@@ -284,9 +284,8 @@ def test_what_goes_with_its_instance_is_not_fought_over(account, state):
     stub.assert_no_pending_responses()
     assert ids(found.found) == ({"i-0a"} if state == "running" else set()) | {"eni-1", "vol-1", "vol-2"}
     assert ids(found.ended) == ({"i-0a"} if state == "running" else set())
+    assert ids(found.going) == {"eni-1", "vol-1"}
     assert {each.name: each.reason for each in found.refused} == {
-        f"network interface eni-1 in {REGION}": "it goes with instance i-0a, which is ending",
-        f"volume vol-1 in {REGION}": "it goes with instance i-0a, which is ending",
         f"volume vol-2 in {REGION}": "VolumeInUse: vol-2 is attached",
     }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlinfra_prefect.errors import EngineMissing
 from mlinfra_prefect.terraform import find_engine
-from tests.benchmarks.cloud_by_hand import Hand
+from tests.benchmarks.cloud_by_hand import Hand, no_provider
 from tests.benchmarks.cloud_place import CloudBench, cloud_bench
 from tests.benchmarks.homes import CACHE, Holder
 from tests.benchmarks.lines import Line, differences, ratios
@@ -27,7 +27,6 @@ SKIPPED_SECONDS = 1.0
 ZONES = ("us-east-1a", "us-east-1b", "us-east-1c")
 G_QUOTA = "L-DB2E81BA"
 """Of G and VT instances on demand, in vCPUs."""
-PROVIDER = Path.home() / ".terraform.d" / "plugins"
 
 
 @dataclass
@@ -50,8 +49,8 @@ def everything(effort: Effort, scarce: Effort, refused: Effort) -> list[Line]:
     except EngineMissing as error:
         sys.stderr.write(f"aws: not measured, {error}\n")
         return []
-    if not any(PROVIDER.glob("*/hashicorp/aws/*/*/terraform-provider-aws*")):
-        sys.stderr.write(f"aws: not measured, there is no AWS provider in {PROVIDER}, and none is fetched for this\n")
+    if why := no_provider(engine):
+        sys.stderr.write(f"aws: not measured, {why}\n")
         return []
     with cloud_bench() as cloud:
         hand = Hand(engine, cloud.here.project.parent / "hand")

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,12 @@ terraform {{
 }}
 
 provider "aws" {{
-  region = "{region}"
+  region      = "{region}"
+  max_retries = var.tries
+}}
+
+variable "tries" {{
+  default = 25 # the provider's own
 }}
 
 variable "zone" {{
@@ -56,6 +62,20 @@ resource "aws_instance" "node" {{
   vpc_security_group_ids = [aws_security_group.node.id]
 }}
 """
+
+
+def no_provider(engine: Path) -> str:
+    """Why the AWS provider cannot be had; empty where a registry or a local mirror has it."""
+    with tempfile.TemporaryDirectory(prefix="mlb-") as place:
+        hand = Hand(engine, Path(place))
+        hand.env |= {"TF_REGISTRY_CLIENT_TIMEOUT": "15", "TF_REGISTRY_DISCOVERY_RETRY": "0"}
+        root = hand.bare_root("ami-0", "t3.micro")
+        try:
+            hand.run(root, "init")
+        except RuntimeError as error:
+            told = next((line for line in str(error).splitlines() if line.startswith("Error: ")), "its init failed")
+            return f"the AWS provider can be had neither from a registry nor from a local mirror ({told})"
+    return ""
 
 
 class Hand:
@@ -115,21 +135,29 @@ class Hand:
         return seconds
 
     def zone_by_zone(self, attempt: Path, zones: Sequence[str]) -> float:
-        """Seconds until that root is applied, where all zones but the last have no capacity; without its `init`."""
+        """Seconds until that root is applied, where all zones but the last have no capacity; without its `init`.
+
+        The provider tries a zone without capacity again for most of an hour (hashicorp/terraform-provider-aws#43193).
+        Whoever tries zone by zone has to know that, and lets it try once.
+        """
         root = self._bare_root(attempt)
         self.run(root, "init")
         *without, last = zones
-        seconds = sum(self.run(root, "apply", "-auto-approve", f"-var=zone={zone}", fails=True) for zone in without)
-        seconds += self.run(root, "apply", "-auto-approve", f"-var=zone={last}")
+        once = ("-auto-approve", "-var=tries=1")
+        seconds = sum(self.run(root, "apply", *once, f"-var=zone={zone}", fails=True) for zone in without)
+        seconds += self.run(root, "apply", *once, f"-var=zone={last}")
         _end(root)
         return seconds
 
-    def _bare_root(self, attempt: Path) -> Path:
+    def bare_root(self, image: str, kind: str) -> Path:
+        """The root that people write, in a directory of its own."""
         root = self._fresh("bare")
-        said = json.loads((attempt / "variables.tfvars.json").read_bytes())
-        text = BARE.format(region=REGION, image=said["image_id"], type=said["candidates"][0]["instance_type"])
-        (root / "main.tf").write_text(text)
+        (root / "main.tf").write_text(BARE.format(region=REGION, image=image, type=kind))
         return root
+
+    def _bare_root(self, attempt: Path) -> Path:
+        said = json.loads((attempt / "variables.tfvars.json").read_bytes())
+        return self.bare_root(said["image_id"], said["candidates"][0]["instance_type"])
 
     def _fresh(self, name: str) -> Path:
         place = self.scratch / name

@@ -14,7 +14,7 @@ import re
 import shutil
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -36,7 +36,7 @@ KINDS = {"", "console", "hcl", "json", "mermaid", "python", "text", "toml", "yam
 PLACEHOLDERS = {"LEASE", "ID", "ENDPOINT"}
 RUN_WITH_AN_ID = {"show", "release"}
 RUN_ELSEWHERE = {"demo", "emulate"}
-"""Too long for here: `make test` runs the demo from the built wheel. What a page emulates, `emulator` emulates."""
+"""Too long for here: `make test` runs the demo from the built wheel. What a page emulates, `Emulator` does."""
 
 
 def all_blocks(*kinds: str) -> list:
@@ -192,35 +192,40 @@ def test_exit_codes_of_the_readme_are_those_of_the_command_line() -> None:
     assert told == {value for name, value in vars(outcome).items() if name.isupper() and isinstance(value, int)}
 
 
+class Emulator:
+    """An emulated AWS for all pages that want one, from the first that does; what one of them makes the others have."""
+
+    def __init__(self, until_the_end: contextlib.ExitStack, scratch: Path) -> None:
+        self.initialised: list[list[str]] = []
+        self._until_the_end, self._scratch = until_the_end, scratch
+        self._variables: dict[str, str] = {}
+
+    def reached(self) -> dict[str, str]:
+        """The variables that lead to it. Skips where Terraform has no AWS provider, as `aws_place` says."""
+        if not self._variables:
+            from mlinfra_prefect.testing.aws.apart import emulated_apart
+
+            place = md.CHECKOUT / "tests" / "aws" / "aws_place.py"
+            spec = importlib.util.spec_from_file_location("mlinfra_docs_aws_place", place)
+            assert spec is not None
+            assert spec.loader is not None
+            aws_place = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = aws_place
+            spec.loader.exec_module(aws_place)
+            aws_place.require_provider(self._scratch)
+            self._variables = self._until_the_end.enter_context(emulated_apart())
+        return self._variables
+
+
 @pytest.fixture(scope="session")
-def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], dict[str, str]]]:
-    """Starts an emulated AWS for the first page that wants one, and gives the variables by which it is reached.
-
-    Skips where there is no AWS provider for Terraform, as `aws_place.require_provider` says.
-    """
-    from mlinfra_prefect.testing.aws.apart import emulated_apart
-
-    place = md.CHECKOUT / "tests" / "aws" / "aws_place.py"
-    spec = importlib.util.spec_from_file_location("mlinfra_docs_aws_place", place)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+def emulator(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     with contextlib.ExitStack() as until_the_end:
-        found: dict[str, str] = {}
-
-        def reached() -> dict[str, str]:
-            if not found:
-                module.require_provider(tmp_path_factory.mktemp("provider"))
-                found.update(until_the_end.enter_context(emulated_apart()))
-            return found
-
-        yield reached
+        yield Emulator(until_the_end, tmp_path_factory.mktemp("emulator"))
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=str)
-def test_what_a_page_says_works(page: Path, reader, emulator) -> None:
+def test_what_a_page_says_works(page: Path, reader, emulator: Emulator) -> None:
     """A reader who does it all, in order, in an empty project (or in a copy of the example) gets what is said."""
     if page.parts[0] == "examples":
         shutil.copytree((md.CHECKOUT / page).parent, reader.project, dirs_exist_ok=True)
@@ -233,9 +238,10 @@ def test_what_a_page_says_works(page: Path, reader, emulator) -> None:
         elif block.kind == "console":
             for words in block.commands():
                 if words[:3] == ["mlinfra-prefect", "emulate", "aws"]:
-                    reader.env |= emulator()
-                else:
+                    reader.env |= emulator.reached()
+                elif words[1:3] != ["init", "aws"] or words not in emulator.initialised:
                     printed += _done(reader, words)
+                    emulator.initialised += [words] if words[1:3] == ["init", "aws"] else []
         elif block.kind == "text":
             said = [md.without_numbers(line) for line in block.text.splitlines()]
             lines = [md.without_numbers(line) for line in printed.splitlines()]

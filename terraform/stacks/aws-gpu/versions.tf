@@ -12,6 +12,7 @@ terraform {
 # does not ask again at each of its starts. Its metadata check stays: a keeper on EC2 has its credentials from there.
 provider "aws" {
   region                      = var.region
+  max_retries                 = 4 # the ladder tries elsewhere; the provider's own patience is a quarter of an hour
   skip_credentials_validation = true
   skip_region_validation      = true
   skip_requesting_account_id  = true
