@@ -26,9 +26,9 @@ sys.path.insert(0, str(PROJECT))
 
 import aws_work  # noqa: E402
 
-from mlinfra_prefect import Infra, ModelArtifact, lease, provision, release  # noqa: E402
+from mlinfra_prefect import Infra, ModelArtifact, deploy, lease, provision, release  # noqa: E402
 from mlinfra_prefect.aws import tags  # noqa: E402
-from mlinfra_prefect.errors import CapacityUnavailable, PermanentError  # noqa: E402
+from mlinfra_prefect.errors import CapacityUnavailable, PermanentError, UnsupportedHere  # noqa: E402
 from mlinfra_prefect.integration.phase import context  # noqa: E402
 from mlinfra_prefect.lifecycle import ladder  # noqa: E402
 from mlinfra_prefect.model.lease import LeaseRecord, State  # noqa: E402
@@ -43,7 +43,7 @@ import sys
 sys.path.insert(0, {project!r})
 import aws_work
 from mlinfra_prefect import lease
-with lease("cpu", platform="aws", name="killed", max_minutes=15, grace_seconds=20) as infra:
+with lease("cpu", platform="aws", market="spot", name="killed", max_minutes=15, grace_seconds=20) as infra:
     print(infra.id, flush=True)
     infra.with_options(resume="killed").run(aws_work.until_told, 11)
 """
@@ -185,6 +185,13 @@ def test_the_model_can_be_pulled(model: ModelArtifact, infra: Infra, house: Hous
     house.says("pull", infra.id, str(tmp_path / "there"))
     (found,) = (tmp_path / "there").rglob("model.json")
     assert found.read_bytes() == (model.path / "model.json").read_bytes()
+
+
+def test_it_is_not_served_there(model: ModelArtifact) -> None:
+    """One sentence, and no endpoint is written down."""
+    with pytest.raises(UnsupportedHere, match=r"nothing is served on aws.*Deploy on platform 'local'"):
+        deploy.fn(model, serving={"name": "there", "platform": "aws"})
+    assert {seen.record.kind for seen in context().ledger.records()} == {"lease"}
 
 
 def test_a_command_runs_on_the_machine(infra: Infra, house: House) -> None:
@@ -431,7 +438,7 @@ def test_an_exception_in_the_block_drains_and_gives_back(house: House, account: 
 def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing_else(
     house: House, account: Account
 ) -> None:
-    """`checkpoint_then_release` is the keeper's to do: nobody else is left to do it."""
+    """`checkpoint_then_release` is the keeper's to do: nobody else is left to do it. On a spot machine, for a change."""
     place = Path(tempfile.mkdtemp(prefix="mlc-"))
     (place / "client.py").write_text(CLIENT.format(project=str(PROJECT)))
     with (place / "err").open("w") as sink:
@@ -456,6 +463,7 @@ def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing
             client.stdout.close()
         shutil.rmtree(place, ignore_errors=True)
     assert "client was lost" in clean(record.receipt).reason
+    assert record.attempts[0].offer.market == "spot"
     assert _checkpoint(house, "11")
     assert account.running() == {}
 
@@ -483,6 +491,8 @@ def test_nothing_of_any_lease_is_left_in_the_account(house: House, account: Acco
         assert account.running(region) == {}
         assert ec2.describe_launch_templates()["LaunchTemplates"] == []
         assert ec2.describe_volumes()["Volumes"] == []
+        requests = ec2.describe_spot_instance_requests()["SpotInstanceRequests"]
+        assert {each["State"] for each in requests} <= {"closed", "cancelled"}
         left = [
             each["NetworkInterfaceId"] for each in ec2.describe_network_interfaces()["NetworkInterfaces"]
             if not (each.get("Attachment") or {}).get("InstanceId")
