@@ -116,8 +116,10 @@ def _say_how_to_use(context: Context, record: LeaseRecord) -> None:
     out.print(
         f"Nobody owns it: it lives until it is released, at the latest {clock(record.deadline)} (in {span(life)})."
     )
-    if place_of(context, record.environment) == "foreground":
+    if place_of(context, record.environment) == "foreground" and record.platform == "local":
         out.print("This is a container: the lease ends with it.")
+    elif place_of(context, record.environment) == "foreground":
+        out.print("This is a container: its keeper ends with it, and then a reaper or its deadline gives it back.")
     told = Facts()
     told.fact("in Python", f'with attach("{record.id}") as infra: infra.run(function)')
     told.fact("a command", f"mlinfra-prefect exec {record.id} -- COMMAND")

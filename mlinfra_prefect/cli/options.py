@@ -23,6 +23,7 @@ class Overrides:
     name: Annotated[str | None, Parameter(help="The lease's name.")] = None
     environment: Annotated[str | None, Parameter(help="Whose caps and defaults hold.")] = None
     platform: Annotated[str | None, Parameter(help="Where it is rented.")] = None
+    ami: Annotated[str | None, Parameter(help="On aws: the machine image of a node.")] = None
     market: Annotated[str | None, Parameter(help="on-demand, spot or reserved.")] = None
     max_minutes: Annotated[int | None, Parameter(help="The hard limit of its life.")] = None
     max_usd: Annotated[float | None, Parameter(help="The budget over its whole life.")] = None

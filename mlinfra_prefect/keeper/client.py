@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,6 +22,7 @@ from mlinfra_prefect.keeper.holding import CLIENT
 from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle import cloud_access
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.local.process import identify
@@ -111,6 +113,8 @@ def release(context: Context, record_id: str, *, reason: str, drain: bool = True
     """
     record = begin_release(context, context.record(record_id).id, reason=reason, drain=drain)
     killpoint("after-release-mark", context.home.root)
+    if record.platform != "local":
+        cloud_access.lend(context.home, os.environ)  # what was lent before may have expired
     if record.state is not State.RELEASED:
         have_kept(context, record)
     CLIENT.let_go(record.id)

@@ -52,6 +52,8 @@ def emulated_apart(told: Callable[[str], None] = lambda _: None) -> Iterator[dic
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def _until_up(process: subprocess.Popen[str]) -> dict[str, str]:
