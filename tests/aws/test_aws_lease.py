@@ -28,7 +28,7 @@ import aws_work  # noqa: E402
 
 from mlinfra_prefect import Infra, ModelArtifact, deploy, lease, provision, release  # noqa: E402
 from mlinfra_prefect.aws import tags  # noqa: E402
-from mlinfra_prefect.errors import CapacityUnavailable, PermanentError, UnsupportedHere  # noqa: E402
+from mlinfra_prefect.errors import CapacityUnavailable, InvalidInput, PermanentError  # noqa: E402
 from mlinfra_prefect.integration.phase import context  # noqa: E402
 from mlinfra_prefect.lifecycle import ladder  # noqa: E402
 from mlinfra_prefect.model.lease import LeaseRecord, State  # noqa: E402
@@ -189,7 +189,7 @@ def test_the_model_can_be_pulled(model: ModelArtifact, infra: Infra, house: Hous
 
 def test_it_is_not_served_there(model: ModelArtifact) -> None:
     """One sentence, and no endpoint is written down."""
-    with pytest.raises(UnsupportedHere, match=r"nothing is served on aws.*Deploy on platform 'local'"):
+    with pytest.raises(InvalidInput, match=r"serving\.platform: nothing is served on aws.*deploy on 'local'"):
         deploy.fn(model, serving={"name": "there", "platform": "aws"})
     assert {seen.record.kind for seen in context().ledger.records()} == {"lease"}
 
@@ -438,7 +438,7 @@ def test_an_exception_in_the_block_drains_and_gives_back(house: House, account: 
 def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing_else(
     house: House, account: Account
 ) -> None:
-    """`checkpoint_then_release` is the keeper's to do: nobody else is left to do it. On a spot machine, for a change."""
+    """`checkpoint_then_release` is the keeper's to do: nobody else is left to do it. On a spot machine."""
     place = Path(tempfile.mkdtemp(prefix="mlc-"))
     (place / "client.py").write_text(CLIENT.format(project=str(PROJECT)))
     with (place / "err").open("w") as sink:
