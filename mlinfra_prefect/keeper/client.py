@@ -23,10 +23,11 @@ from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle import cloud_access
+from mlinfra_prefect.lifecycle.collecting import ENDED
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.local.process import identify
-from mlinfra_prefect.model.lease import Kept, State
+from mlinfra_prefect.model.lease import Kept, LeaseRecord, State
 from mlinfra_prefect.model.receipt import Receipt
 
 LOOK_SECONDS = 0.25
@@ -116,9 +117,27 @@ def release(context: Context, record_id: str, *, reason: str, drain: bool = True
     if record.platform != "local":
         cloud_access.lend(context.home, os.environ)  # what was lent before may have expired
     if record.state is not State.RELEASED:
-        have_kept(context, record)
+        try:
+            have_kept(context, record)
+        finally:
+            _stop_meter(context, record)
     CLIENT.let_go(record.id)
     return record
+
+
+def _stop_meter(context: Context, record: KeptRecord) -> None:
+    """Stop the meter of rented machines from here, when nothing is left to drain: this process has the SDK loaded.
+
+    The record goes already, and that is durable; the keeper tells the same machines to end again, and looks whether
+    they did. So nothing here may fail a release, and nothing is noted.
+    """
+    attempt = record.attempt
+    if record.platform == "local" or attempt is None or not isinstance(record, LeaseRecord):
+        return
+    if record.drain and any(job.state not in ENDED for job in record.jobs):
+        return
+    with contextlib.suppress(MlinfraError, OSError):
+        context.platform(record.platform).stop_meter(record, attempt)
 
 
 def wait_released(context: Context, record_id: str, *, timeout: float | None = None) -> Receipt:

@@ -56,6 +56,8 @@ RENEWAL_SECONDS = 60.0
 PASS_DELAY_SECONDS = 1.5
 """A pass of the reaper belongs to every start of a lease, but must not slow it."""
 PASS_PAUSE_SECONDS = 60.0
+PASS_PATIENCE_SECONDS = 30.0
+"""For how long a pass that is due waits for operations: somebody waits for those."""
 LOOKOUT_SECONDS = 660.0
 """A lookout ends itself after 600 s and another one begins; this much later it hangs."""
 LOOKOUT_PAUSE_SECONDS = 5.0
@@ -524,11 +526,17 @@ class Watcher:
 
     def start_pass(self) -> None:
         """Have the reaper look through the ledger, in the background and once in a while."""
-        clock = time.monotonic()
-        if self.next_pass is None or clock < self.next_pass or self.passing is not None or self.ending:
+        clock, due = time.monotonic(), self.pass_due()
+        if due is None or clock < due or self.passing is not None or self.ending:
             return
         self.next_pass, self.last_pass = clock + PASS_PAUSE_SECONDS if self.reaps else None, clock
         self.passing = self.spawn(["pass"], {}, RENEWAL_SECONDS)
+
+    def pass_due(self) -> float | None:
+        """When the next pass begins at the latest; None: none is due."""
+        if self.next_pass is None or not any(entry.operation is not None for entry in self.entries.values()):
+            return self.next_pass
+        return self.next_pass + PASS_PATIENCE_SECONDS
 
     def start_lookout(self) -> None:
         """Have a service's lookout look into the ledger."""
@@ -591,8 +599,9 @@ class Watcher:
             moments.append(self.whole_at + self.missing_seconds - clock)
         if self.serves and self.lookout is None and not self.ending:
             moments.append(self.next_lookout - clock)
-        if self.next_pass is not None and self.passing is None and not self.ending:
-            moments.append(self.next_pass - clock)
+        due = self.pass_due()
+        if due is not None and self.passing is None and not self.ending:
+            moments.append(due - clock)
         if not self.entries:
             moments.append(self.idle_seconds)
         for entry in self.entries.values():

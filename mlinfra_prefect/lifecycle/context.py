@@ -200,6 +200,11 @@ class Context:
         return found
 
 
+GARBAGE_COLLECTOR = {"GOGC": "400"}
+"""Of Terraform with a cloud's provider, whose schema is a hundred megabytes of small pieces: a fifth less work for each
+command, and a fifth more memory (measured with the AWS provider 5.100)."""
+
+
 def _access(platform: str) -> dict[str, str]:
-    """What Terraform needs to log in to a platform's cloud."""
-    return {} if platform == "local" else cloud_access.variables()
+    """What Terraform needs beside the allow-list to work with a platform's cloud."""
+    return {} if platform == "local" else {**GARBAGE_COLLECTOR, **cloud_access.variables()}

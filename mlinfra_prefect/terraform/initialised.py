@@ -3,12 +3,18 @@
 ``init`` of a module with a cloud's provider costs seconds and, from a registry, hundreds of megabytes; what it leaves
 depends on the module's text and the engine alone. A stack gets a copy of the small files and a link to the provider
 programs. Nothing is kept for a module with a backend: its ``init`` also decides where the state lies.
+
+``init`` verifies the programs. Terraform would hash them again at the start of each command, 700 MB for AWS; where they
+are to the byte the files that were verified (inode, size, and the times of change that only the kernel sets), the lock
+file that a stack gets names no hashes. Where a file is another one, and where the module brings a lock file of its own,
+it is the whole lock file.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -20,7 +26,9 @@ from mlinfra_prefect.terraform.files import write_private
 from mlinfra_prefect.terraform.module import LOCK_FILE
 
 MODULES = ".terraform/modules/modules.json"
+VERIFIED = "verified.json"
 _SMALL = (LOCK_FILE, MODULES)
+_HASHES = re.compile(rb"^[ \t]*hashes[ \t]*=[ \t]*\[[^\]]*\][ \t]*\n", re.MULTILINE)
 
 
 def place(cache: Path, engine: Engine, digest: str) -> Path:
@@ -29,13 +37,22 @@ def place(cache: Path, engine: Engine, digest: str) -> Path:
     return cache / hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def restore(kept: Path, workdir: Path) -> bool:
-    """Put what was kept into a working directory; False where nothing usable is kept. Starts no process."""
-    if not (kept / LOCK_FILE).is_file() or not _whole(kept / PROVIDERS):
+def restore(kept: Path, workdir: Path, *, locked: bool) -> bool:
+    """Put what was kept into a working directory; False where nothing usable is kept. Starts no process.
+
+    Args:
+        kept: from `place`.
+        workdir: of the stack.
+        locked: the module brings a lock file, which is law.
+    """
+    if not _usable(kept):
         return False
     for name in _SMALL:
         if (kept / name).is_file():
-            write_private(workdir / name, (kept / name).read_bytes(), durable=False)
+            content = (kept / name).read_bytes()
+            if name == LOCK_FILE and not locked and _read(kept / VERIFIED) == _programs(kept / PROVIDERS):
+                content = _HASHES.sub(b"", content)
+            write_private(workdir / name, content, durable=False)
     link = workdir / PROVIDERS
     private_folder(link.parent)
     if link.is_symlink():
@@ -45,9 +62,12 @@ def restore(kept: Path, workdir: Path) -> bool:
 
 
 def keep(kept: Path, workdir: Path) -> None:
-    """Keep what an ``init`` left in a working directory. Atomic; another process may have been faster."""
+    """Keep what an ``init`` left in a working directory, which gets links to it. Atomic; another may have been faster.
+
+    The programs are moved and not copied: a copy, or a second name of a file, would be another file to `restore`.
+    """
     found = workdir / PROVIDERS
-    if not (workdir / LOCK_FILE).is_file() or not found.is_dir() or found.is_symlink():
+    if not (workdir / LOCK_FILE).is_file() or not found.is_dir() or found.is_symlink() or _usable(kept):
         return
     private_folder(kept.parent)
     scratch = Path(tempfile.mkdtemp(prefix=".init-", dir=kept.parent))
@@ -55,21 +75,40 @@ def keep(kept: Path, workdir: Path) -> None:
         for name in _SMALL:
             if (workdir / name).is_file():
                 write_private(scratch / name, (workdir / name).read_bytes(), durable=False)
-        # Links to a mirror on this host stay links; a program that was downloaded is not stored twice.
-        shutil.copytree(found, scratch / PROVIDERS, symlinks=True, copy_function=_link)
+        private_folder((scratch / PROVIDERS).parent)
+        shutil.move(found, scratch / PROVIDERS)  # a rename, where the cache is on the same disk
+        write_private(scratch / VERIFIED, json.dumps(_programs(scratch / PROVIDERS)).encode(), durable=False)
         if kept.is_dir():
-            shutil.rmtree(kept, ignore_errors=True)  # it was not usable, or `restore` had taken it
+            shutil.rmtree(kept, ignore_errors=True)  # nobody can use it
         scratch.rename(kept)
+        found.symlink_to(kept / PROVIDERS, target_is_directory=True)
     except OSError:
-        shutil.rmtree(scratch, ignore_errors=True)  # the next stack pays for its own
+        # Somebody else kept the same a moment ago, or the disk is full: this stack keeps its own.
+        if not found.exists() and (scratch / PROVIDERS).is_dir():
+            shutil.move(scratch / PROVIDERS, found)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _link(source: str, target: str) -> str:
+def _programs(providers: Path) -> dict[str, list[int]]:
+    """Every file of every package, with what tells that it is the same one."""
+    found = {}
+    for package in sorted(providers.glob("*/*/*/*/*")):
+        for path in sorted(each for each in package.rglob("*") if each.is_file()):
+            status = path.stat()
+            name = str(path.relative_to(providers))
+            found[name] = [status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    return found
+
+
+def _read(path: Path) -> object:
     try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-    return target
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _usable(kept: Path) -> bool:
+    return (kept / LOCK_FILE).is_file() and _whole(kept / PROVIDERS)
 
 
 def _whole(providers: Path) -> bool:

@@ -22,8 +22,8 @@ from mlinfra_prefect.errors import InvalidInput, OperationTimedOut
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BYTES_PER_PROCESS = 650 * 1024 * 1024
-"""Memory of one AWS apply, Terraform and provider (RELIABILITY, fact 22)."""
+BYTES_PER_PROCESS = 850 * 1024 * 1024
+"""Memory of one AWS apply, Terraform and provider, with what `lifecycle.context` tells their garbage collectors."""
 POLL_SECONDS = 0.1
 
 

@@ -214,12 +214,13 @@ class Stack:
             kept = None
             if init_cache is not None and not found.has_backend:
                 kept = initialised.place(init_cache, self.engine, str((layout.about or {})["digest"]))
-                if initialised.restore(kept, layout.workdir):
+                if initialised.restore(kept, layout.workdir, locked=found.locked):
                     return
             argv = command.init(self.engine.path, locked=found.locked, backend=backend or {})
             self._runner.succeed(argv, layout.workdir, deadline)
             if kept is not None:
                 initialised.keep(kept, layout.workdir)
+                initialised.restore(kept, layout.workdir, locked=found.locked)
 
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
-from mlinfra_prefect.lifecycle import ladder
+from mlinfra_prefect.lifecycle import ladder, provisioning
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord
+from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer, rungs
 from mlinfra_prefect.testing.records import MOMENT, sample_attempt, sample_lease, sample_offer
 
@@ -199,3 +200,17 @@ def test_the_attempts_table_says_what_each_became_and_cost() -> None:
     assert (second.became, second.cost_usd) == ("g6.8xlarge in eu-central-1b (i-0a)", pytest.approx(0.6))
     assert str(first).startswith("attempt 1, g6.xlarge, g6.2xlarge in eu-central-1 (on-demand): CapacityUnavailable")
     assert str(second).endswith("became g6.8xlarge in eu-central-1b (i-0a), 0.6000 USD")
+
+
+def test_why_nothing_more_is_tried_fits_into_a_reason() -> None:
+    """A dozen attempts with a dozen pools each: the last ones in a word each, and the remedy is never cut off."""
+    long = f"CapacityUnavailable: AWS has no machine to give: {', '.join(['g6.xlarge in eu-central-1a'] * 12)}."
+    record = lease(*(attempt(number, LADDER[number % 3], long) for number in range(1, 12)))
+    told = str(provisioning._no_more(record, CapacityUnavailable("None could be taken.", "Try again later.")))
+    assert told.startswith(
+        "None could be taken. 8 before; attempt 9, g6.xlarge, g6.2xlarge in eu-central-1 (on-demand): "
+    )
+    assert told.endswith("attempt 11, g6.xlarge in us-east-1 (on-demand): CapacityUnavailable. Try again later.")
+    assert as_line(told) == told
+    other = BudgetExceeded("It costs too much.", "Ask for less.")
+    assert provisioning._no_more(record, other) is other
