@@ -103,6 +103,10 @@ class Account:
             if each["State"]["Name"] not in {"terminated", "shutting-down"}
         }
 
+    def of(self, lease_id: str) -> set[str]:
+        """The machines that carry a lease's tag and have not ended, in all regions."""
+        return {each for each, said in self.running().items() if said.get("mlinfra-prefect:lease") == lease_id}
+
     def tagged(self, region: str = REGION) -> set[str]:
         """Everything that carries a tag of ours and exists: what a lease or an environment left."""
         found = set()

@@ -280,12 +280,11 @@ def _appears_after_its_release(
 
 def test_release(infra: Infra, account: Account) -> None:
     """The meter stops, all that was created is destroyed, two looks find nothing, and the cost is by the second."""
-    ours = {machine for machine, said in account.running().items() if said.get(tags.LEASE) == infra.id}
-    assert len(ours) == 1
+    assert len(account.of(infra.id)) == 1
     release.fn(infra)
     record = latest("shared")
     receipt = clean(record.receipt)
-    assert not ours & set(account.running())
+    assert account.of(infra.id) == set()
     (attempt,) = record.attempts
     assert receipt.created == ("1/module.node.aws_ec2_fleet.node", "1/module.node.aws_launch_template.node")
     assert attempt.launched_at is not None
@@ -336,7 +335,7 @@ def test_without_capacity_the_next_region_is_tried_and_the_work_goes_on_there(ho
     told = [str(row) for row in ladder.table(record, receipt.released_at)]
     assert f"in {REGION} (on-demand): CapacityUnavailable" in told[0]
     assert f"became {second.offer.type} in {SECOND}" in told[1]
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 def test_what_init_left_is_paid_for_once(house: House) -> None:
@@ -360,7 +359,7 @@ def test_a_quota_and_a_bad_machine_are_two_more_attempts(house: House, account: 
     account.aws.broken_gpus(times=1)
     with lease("L4:1", platform="aws", name="gpu", max_minutes=15, max_hourly_usd=1.2) as infra:
         outcomes = [attempt.outcome for attempt in infra.record.attempts]
-        (machine,) = account.running()
+        (machine,) = account.of(infra.id)
         done = house.cli("exec", infra.id, "--", "nvidia-smi", "--query-gpu=name", "--format=csv,noheader")
         assert done.stdout.strip() == "NVIDIA L4"
     assert outcomes[0].startswith("QuotaExceeded: ")
@@ -376,7 +375,7 @@ def test_a_quota_and_a_bad_machine_are_two_more_attempts(house: House, account: 
     assert bad.cost_usd(moment) > 0, "a machine was there, and AWS charges for it"
     assert receipt.cost_usd == pytest.approx(bad.cost_usd(moment) + good.cost_usd(moment), abs=1e-5)
     assert {job.label for job in record.jobs} == {job.label for job in record.jobs if "nvidia-smi" in job.label}
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 def test_nothing_anywhere_is_one_sentence_with_every_attempt(house: House, account: Account) -> None:
@@ -394,7 +393,7 @@ def test_nothing_anywhere_is_one_sentence_with_every_attempt(house: House, accou
     assert SECOND in str(raised.value)
     record = until(lambda: (found := latest("nowhere")).state is State.RELEASED and found, "it is released")
     assert clean(record.receipt).cost_usd == 0.0
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 def test_what_a_person_has_to_mend_stops_the_ladder(house: House, account: Account) -> None:
@@ -408,7 +407,7 @@ def test_what_a_person_has_to_mend_stops_the_ladder(house: House, account: Accou
     record = until(lambda: (found := latest("refused")).state is State.RELEASED and found, "it is released")
     assert len(record.attempts) == 1
     clean(record.receipt)
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
@@ -429,7 +428,7 @@ def test_an_exception_in_the_block_drains_and_gives_back(house: House, account: 
     steps = [line.reason for line in context().ledger.history(record.id)]
     assert steps.index("attempt 1: drain") < steps.index("attempt 1: stopping the meter, then destroying it")
     assert _checkpoint(house, "5")
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing_else(
@@ -449,7 +448,7 @@ def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing
         assert lease_id, (place / "err").read_text()
         infra = Infra(context(), lease_id)
         until(lambda: _log(infra).count("training, resumed=False"), "it trains")
-        assert len(account.running()) == 1
+        assert len(account.of(lease_id)) == 1
         client.send_signal(signal.SIGKILL)
         client.wait()
         record = until(lambda: (found := latest("killed")).state is State.RELEASED and found, "the keeper releases it")
@@ -462,7 +461,7 @@ def test_a_client_that_is_killed_in_its_training_leaves_a_checkpoint_and_nothing
     assert "client was lost" in clean(record.receipt).reason
     assert record.attempts[0].offer.market == "spot"
     assert _checkpoint(house, "11")
-    assert account.running() == {}
+    assert account.of(record.id) == set()
 
 
 def _log(infra: Infra) -> str:
