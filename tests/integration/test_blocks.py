@@ -116,13 +116,14 @@ def test_prefect_finds_the_collection_and_loads_nothing_heavy_with_it() -> None:
 
 
 def test_credentials_of_other_collections_are_fields_where_they_are_installed(tmp_path: Path) -> None:
-    """A picker for each; an environment on aws logs in by what was picked, and kubernetes is refused with a sentence."""
+    """A picker for each; an environment on aws logs in by what was picked, and kubernetes is refused."""
     for module, name in (("prefect_aws", "AwsCredentials"), ("prefect_kubernetes", "KubernetesClusterConfig")):
         (tmp_path / module).mkdir()
         (tmp_path / module / "__init__.py").touch()
         (tmp_path / module / "credentials.py").write_text(
             "from prefect.blocks.core import Block\nfrom pydantic import SecretStr\n"
-            f"class {name}(Block):\n    aws_access_key_id: str = 'k'\n    aws_secret_access_key: SecretStr = SecretStr('s')\n"
+            f"class {name}(Block):\n    aws_access_key_id: str = 'k'\n"
+            "    aws_secret_access_key: SecretStr = SecretStr('s')\n"
             "    region_name: str | None = None\n"
         )
     script = textwrap.dedent("""
@@ -147,8 +148,10 @@ def test_credentials_of_other_collections_are_fields_where_they_are_installed(tm
         "['aws_credentials', 'kubernetes_cluster'] False",
         "('eu-west-1',)",
         "k s eu-west-1",
-        "UnsupportedHere MlinfraEnvironment 'prod' is on platform kubernetes, which is not in this version. "
-        "There is: local, aws.",
+        (
+            "UnsupportedHere MlinfraEnvironment 'prod' is on platform kubernetes, which is not in this version. "
+            "There is: local, aws."
+        ),
     ], done.stderr
 
 
