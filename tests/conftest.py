@@ -10,8 +10,9 @@ import pytest
 
 HERE = Path(__file__).parent
 LONGEST_FIRST = (
-    "docs/test_readmes.py", "keeper/test_keeper_rollouts.py", "browser/test_ui_path.py", "flows/test_register.py",
-    "keeper/test_keeper_deploy.py", "keeper/test_keeper_under_load.py", "wheel/test_wheel.py",
+    "docs/test_readmes.py", "keeper/test_keeper_rollouts.py", "aws/test_aws_lease.py", "aws/test_init.py",
+    "benchmarks/test_benchmarks.py", "terraform_modules/test_modules_hcl.py", "browser/test_ui_path.py",
+    "flows/test_register.py", "keeper/test_keeper_deploy.py", "keeper/test_keeper_under_load.py", "wheel/test_wheel.py",
 )  # fmt: skip
 """A file runs in one worker, so one of these that begins last would be waited for alone."""
 

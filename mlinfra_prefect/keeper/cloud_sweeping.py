@@ -100,7 +100,8 @@ class _Sweep:
         _write_down(self._context, stray, why, ended.ended)
         self._notes.add("orphans", told, f"{why}: ended {', '.join(stray.names)}", again=True)
         for refusal in ended.refused:
-            self._notes.add("stuck", told, f"{why}: still there: {refusal}")
+            # Under a name of its own: what the lease has in another region must not be told over it.
+            self._notes.add("stuck", as_line(f"{told} in {stray.region}"), f"{why}: still there: {refusal}")
 
 
 def _regions(home: Home) -> Iterator[str]:

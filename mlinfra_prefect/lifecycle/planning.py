@@ -59,7 +59,7 @@ def _refuse_short_budget(request: TrainingRequest, offer: Offer) -> None:
     if seconds < min(asked, FIRST_HOUR_SECONDS):
         needed = min(asked, FIRST_HOUR_SECONDS) / 3600 * offer.usd_per_hour
         raise BudgetExceeded(
-            f"max_usd: {request.max_usd:.2f} USD buys {seconds / 60:.0f} minutes of {offer.type} at "
+            f"max_usd: {request.max_usd:.2f} USD buys {int(seconds // 60)} minutes of {offer.type} at "
             f"{offer.usd_per_hour:.2f} USD per hour, and {asked / 60:.0f} were asked for.",
             f"Ask for max_minutes={int(seconds // 60)}, or raise max_usd to {needed + 0.005:.2f} at least.",
         )

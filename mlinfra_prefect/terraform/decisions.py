@@ -52,11 +52,16 @@ TABLE: tuple[Decision, ...] = (
     ),
     _row(
         PermanentError,
+        "Allow the action that it names to these credentials.",
+        r"\b(UnauthorizedOperation|AccessDenied\w*)\b",
+        r"is not authorized to perform",
+    ),
+    _row(
+        PermanentError,
         "Check the credentials of the environment.",
         r"no valid credential sources",
         r"failed to refresh cached credentials",
         r"\b(InvalidClientTokenId|SignatureDoesNotMatch|UnrecognizedClientException|AuthFailure|ExpiredToken\w*)\b",
-        r"\b(UnauthorizedOperation|AccessDenied\w*)\b",
         r"could not load credentials",
         r"invalid provider configuration",
         r"Kubernetes cluster unreachable|\bUnauthorized\b",

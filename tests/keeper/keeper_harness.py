@@ -146,10 +146,10 @@ class House:
         self.clients.append(client)
         return client
 
-    def runs(self, body: str, **env: str) -> Client:
+    def runs(self, body: str, *, patience: float = PATIENCE, **env: str) -> Client:
         """Run a client to its good end."""
         client = self.client(body, **env)
-        code = client.ends()
+        code = client.ends(patience)
         assert code == 0, client.errors.read_text()
         return client
 

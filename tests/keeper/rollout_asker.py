@@ -13,6 +13,8 @@ from typing import Any
 import keeper_judge as judge
 from keeper_harness import House
 
+INSTALLATION_SECONDS = 240.0
+"""The first one on a fresh machine also makes the server's environment."""
 ROW = [5.1, 3.5, 1.4, 0.2]
 
 
@@ -85,7 +87,7 @@ def served(house: House, endpoint: str) -> dict[int, int]:
 def standing(house: House, source: Path, **options: Any) -> dict[str, Any]:
     """Deploy version 1 in a client that ends; returns what it said of it."""
     given = "".join(f", {name}={value!r}" for name, value in options.items())
-    return house.runs(f"deploy(model({str(source)!r}){given})").hears("deployed")
+    return house.runs(f"deploy(model({str(source)!r}){given})", patience=INSTALLATION_SECONDS).hears("deployed")
 
 
 def give_back(house: House, endpoint: str) -> dict[str, Any]:

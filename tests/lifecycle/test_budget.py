@@ -205,7 +205,7 @@ def test_an_attempt_reserves_for_the_dearest_of_its_rung(context: Context, asked
     ("request_", "sentence"),
     [
         ({"max_usd": 0.05}, r"max_usd: 0\.05 USD buys 30 seconds at 6\.00"),
-        ({"max_usd": 5.99}, r"max_usd: 5\.99 USD buys 60 minutes of t0.*raise max_usd to 6\.00"),
+        ({"max_usd": 5.99}, r"max_usd: 5\.99 USD buys 59 minutes of t0.*raise max_usd to 6\.00"),
         ({"max_usd": 1.0}, r"max_usd: 1\.00 USD buys 10 minutes of t0.*Ask for max_minutes=10"),
         ({"max_hourly_usd": 5.0}, r"max_hourly_usd: the offer costs 6\.00 USD per hour, above 5\.00"),
     ],
