@@ -46,8 +46,15 @@ def next_rung(record: LeaseRecord, rungs: tuple[tuple[Offer, ...], ...]) -> tupl
     before = tried(record)
     over = {_rung(each) for each in before if each.outcome.startswith(tuple(error.__name__ for error in ENDS))}
     over |= {rung for rung, count in Counter(map(_rung, before)).items() if count >= TRIES_OF_A_RUNG}
+    # A quota is of a whole family of types: a dearer one of them meets the same.
+    spent = {
+        _family(offer)
+        for each in before
+        if each.outcome.startswith(QuotaExceeded.__name__)
+        for offer in each.candidates or (each.offer,)
+    }
     for rung in rungs:
-        if _key(rung[0]) not in over:
+        if _key(rung[0]) not in over and not all(_family(offer) in spent for offer in rung):
             return rung
     last = before[-1].outcome if before else ""
     error = QuotaExceeded if last.startswith(QuotaExceeded.__name__) else CapacityUnavailable
@@ -122,6 +129,15 @@ def described(attempt: Attempt) -> str:
     offers = attempt.candidates or (attempt.offer,)
     types = ", ".join(dict.fromkeys(each.type for each in offers))
     return f"{types} in {attempt.offer.region} ({attempt.offer.market})"
+
+
+def _family(offer: Offer) -> tuple[str, str, str]:
+    """What a quota counts together, as far as names tell: ``g`` of g6.xlarge, in one region and market."""
+    return (
+        offer.region,
+        offer.market,
+        offer.type[: len(offer.type) - len(offer.type.lstrip("abcdefghijklmnopqrstuvwxyz"))],
+    )
 
 
 def _rung(attempt: Attempt) -> tuple[str, str, str]:

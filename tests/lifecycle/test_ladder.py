@@ -179,6 +179,13 @@ def test_money_for_less_than_a_minute_buys_nothing() -> None:
         ladder.deadline(lease(max_usd=0.01), 1.0, MOMENT)
 
 
+def test_a_quota_that_is_used_up_is_so_for_dearer_types_of_its_family_too() -> None:
+    """One attempt each would cost seconds and end the same; another region has a quota of its own."""
+    assert ladder.next_rung(lease(attempt(1, LADDER[0], NO_QUOTA)), LADDER) == LADDER[2]
+    other = (*LADDER[:1], (offer("p5.48xlarge", 60.0),))
+    assert ladder.next_rung(lease(attempt(1, LADDER[0], NO_QUOTA)), other) == other[1]
+
+
 # --- for people -------------------------------------------------------------------------------------------------------
 
 
