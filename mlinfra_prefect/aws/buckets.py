@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlinfra_prefect.aws import sweeping
-from mlinfra_prefect.aws.environment import AwsEnvironment
+from mlinfra_prefect.aws.environment import AwsEnvironment, account_here
 from mlinfra_prefect.aws.sdk import client, code_of, refused
 from mlinfra_prefect.errors import InvalidInput, NotYetDestroyed, PlanRejected
 
@@ -23,7 +23,7 @@ def exists(bucket: str, region: str) -> bool:
         MlinfraError: it is somebody else's, or AWS cannot be asked.
     """
     try:
-        client("s3", region).head_bucket(Bucket=bucket)
+        client("s3", region).head_bucket(Bucket=bucket, ExpectedBucketOwner=account_here())
     except Exception as error:
         if code_of(error)[0] in ABSENT:
             return False
@@ -87,6 +87,21 @@ def leased(made: AwsEnvironment) -> list[str]:
         for carried in sweeping.carriers(client, region.name)
         if carried.environment == made.name
     ]
+
+
+def ledger_of(made: AwsEnvironment) -> str | None:
+    """The address of the ledger that lies beside an environment's states; None: none was begun there.
+
+    Raises:
+        MlinfraError: AWS cannot be asked.
+    """
+    try:
+        client("s3", made.home_region).head_object(Bucket=made.state_bucket, Key="ledger/ledger.json")
+    except Exception as error:
+        if code_of(error)[0] in ABSENT | {"NoSuchKey"}:
+            return None
+        raise refused(error, f"looking for a ledger in s3://{made.state_bucket}") from error
+    return f"s3://{made.state_bucket}/ledger"
 
 
 def empty(bucket: str, region: str) -> None:

@@ -7,6 +7,8 @@ checked by whoever uses it: a subnet that is gone is an error of the fleet, neve
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import os
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Final, Literal
 from pydantic import Field
 
 from mlinfra_prefect.agent.wire import read_json_if_there, write_json
-from mlinfra_prefect.aws.sdk import client, code_of, refused
+from mlinfra_prefect.aws.sdk import Place, client, code_of, here, refused
 from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, NotInitialised
 from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.record import Moment, Record, parsed
@@ -81,6 +83,17 @@ def account() -> str:
         raise refused(error, "asking who we are (sts:GetCallerIdentity)") from error
 
 
+def account_here() -> str:
+    """As `account`; this process asks once for each login that it has."""
+    return _account(here())
+
+
+@functools.lru_cache(maxsize=8)
+def _account(place: Place) -> str:
+    del place
+    return account()
+
+
 def own_region() -> str:
     """Return the region of the AWS configuration.
 
@@ -117,7 +130,10 @@ def save(made: AwsEnvironment, cache: Path) -> None:
     body = made.model_dump_json(by_alias=True, indent=1).encode()
     s3 = client("s3", made.home_region)
     try:
-        s3.put_object(Bucket=made.state_bucket, Key=KEY, Body=body, ContentType="application/json")
+        s3.put_object(
+            Bucket=made.state_bucket, Key=KEY, Body=body, ContentType="application/json",
+            ExpectedBucketOwner=made.account,
+        )  # fmt: skip
     except Exception as error:
         raise refused(error, f"writing s3://{made.state_bucket}/{KEY}") from error
     cache.mkdir(mode=0o700, exist_ok=True)
@@ -170,20 +186,24 @@ def look_up(name: str, region: str | None = None) -> AwsEnvironment | None:
         MlinfraError: AWS cannot be asked.
     """
     region = region or own_region()
-    bucket = state_bucket(name, account(), region)
+    mine = account()
+    bucket = state_bucket(name, mine, region)
     try:
-        body = client("s3", region).get_object(Bucket=bucket, Key=KEY)["Body"].read()
+        body = client("s3", region).get_object(Bucket=bucket, Key=KEY, ExpectedBucketOwner=mine)["Body"].read()
     except Exception as error:
         if code_of(error)[0] in {"NoSuchBucket", "NoSuchKey", "404"}:
             return None
         raise refused(error, f"reading s3://{bucket}/{KEY}") from error
-    try:
-        return AwsEnvironment.model_validate_json(body)
-    except ValueError as error:
-        raise LedgerUnreadable(
-            f"s3://{bucket}/{KEY} cannot be read: it was cut off, or written by a newer version.",
-            f"Install the newest version, or write it again: mlinfra-prefect init aws --environment {name}",
-        ) from error
+    # Names of buckets can be guessed, and whoever made this one first may have written anything into it.
+    expected = (mine, region, bucket, artifact_bucket(name, mine, region))
+    with contextlib.suppress(ValueError):
+        found = AwsEnvironment.model_validate_json(body)
+        if (found.account, found.home_region, found.state_bucket, found.artifact_bucket) == expected:
+            return found
+    raise LedgerUnreadable(
+        f"s3://{bucket}/{KEY} cannot be read: it was cut off, is of other buckets, or was written by a newer version.",
+        f"Install the newest version, or write it again: mlinfra-prefect init aws --environment {name}",
+    )
 
 
 def cached(cache: Path, name: str) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,8 @@ from mlinfra_prefect.agent.outfiles import SMALL
 from mlinfra_prefect.agent.transfer import TransferError
 from mlinfra_prefect.aws.mailbox import Mailbox
 
+MOST_BYTES = 256 << 20
+"""Of one status, result or listing: a result that large is a model, and belongs into the outputs."""
 ENDED = frozenset({"succeeded", "failed", "stopped"})
 _JOB = r"[a-z0-9][a-z0-9._-]{0,127}"
 _FILE = re.compile(
@@ -77,6 +80,8 @@ class Index:
 
     def content(self, mailbox: Mailbox, entry: Entry) -> bytes:
         """The bytes of a file that does not grow. Raises TransferError, MailboxUnavailable."""
+        if entry.size > MOST_BYTES:  # it is put together in memory, and whoever wrote the index may want that full
+            raise TransferError(f"a file of {entry.size} bytes is larger than {MOST_BYTES}")
         pairs = zip(entry.blocks, cut(entry, growing=False), strict=True)
         return b"".join(self.block(mailbox, FILE_BLOCKS, name, end - start) for name, (start, end) in pairs)
 
@@ -101,9 +106,11 @@ def parsed(body: bytes) -> Index:
         if told["schema"] != OUTBOX_SCHEMA:
             raise ValueError("an index of another schema")
         places = {name: {each: _entry(found) for each, found in told[name].items()} for name in ("files", "packs")}
-        version, at = int(told["version"]), float(told["at"])
+        version, at = told["version"], float(told["at"])
+        if type(version) is not int or not math.isfinite(at):
+            raise ValueError("an index without a version or a time")
         return Index(version, at, dict(told["agent"]), **places, inline=dict(told["inline"]))
-    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise ValueError(f"the index of a node cannot be read ({type(error).__name__}: {error})") from error
 
 

@@ -38,7 +38,7 @@ from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.node import BucketNode, NoNode
 from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, link, refused
-from mlinfra_prefect.errors import InvalidInput, NodeLost, UnsupportedHere
+from mlinfra_prefect.errors import InvalidInput, NodeLost, PermanentError, UnsupportedHere
 from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
@@ -52,6 +52,8 @@ from mlinfra_prefect.model.stack import Found, StackInput
 KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
 AGENT_URL_SECONDS = 3600
 """For how long a node that boots may fetch the agent's archive."""
+MAILBOX_TRIES = 6
+"""Of one call: a job that is handed over while S3 throttles waits some seconds instead of failing."""
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 10.0
 """How often a machine that has not reported yet is looked at: it may be gone."""
@@ -119,9 +121,28 @@ class AwsPlatform:
         """
         return environments.load(name, self._place)
 
+    def account(self, environment: str) -> str:
+        """The account that an environment was initialised in."""
+        return self.environment(environment).account
+
+    def check_login(self, record: KeptRecord) -> None:
+        """In another account nothing of a record is there, which must not read as gone.
+
+        Raises:
+            PermanentError: this process is logged in to another account, or to none.
+        """
+        account = record.account if isinstance(record, LeaseRecord) else ""
+        mine = environments.account_here()
+        if account and mine != account:
+            raise PermanentError(
+                f"{record.id} is in account {account}, and this login is of account {mine}: nothing of it can be seen.",
+                f"Log in to account {account} and release it again: mlinfra-prefect release {record.id}",
+            )
+
     def stack(self, record: KeptRecord, attempt: Attempt) -> StackInput:
         """The stack of an attempt: its fleet, and what its nodes are told. Puts the agent's archive into the bucket."""
         lease = _lease(record)
+        self.check_login(record)
         made = self.environment(record.environment)
         rung = attempt.candidates or (attempt.offer,)
         deadline = self._here(lease.deadline)
@@ -173,7 +194,7 @@ class AwsPlatform:
         s3, key = client("s3", made.home_region), f"agents/{archive.name}"
         try:
             # Always: whoever asks whether it is there pays as much, and what lies there may be somebody else's.
-            s3.put_object(Bucket=made.artifact_bucket, Key=key, Body=content)
+            s3.put_object(Bucket=made.artifact_bucket, Key=key, Body=content, ExpectedBucketOwner=made.account)
         except Exception as error:
             raise refused(error, f"writing s3://{made.artifact_bucket}/{key}") from error
         url = link(made.artifact_bucket, key, region=made.home_region, seconds=AGENT_URL_SECONDS)
@@ -200,7 +221,7 @@ class AwsPlatform:
             raise fleets.decision(outcome.errors)
         machine = outcome.instances[0]
         mailbox = f"s3://{made.artifact_bucket}/nodes/{made.node_role_id}:{machine.id}"
-        node = self._open(mailbox, Path(attempt.node_dir))
+        node = self._open(mailbox, self._mirror(attempt))
         node.begin({"sync_seconds": 0.2} if self.emulated else {})
         self._wait(node, region, machine.id, deadline, wanted)
         return Found(
@@ -228,6 +249,7 @@ class AwsPlatform:
 
     def is_up(self, record: KeptRecord, attempt: Attempt) -> bool:
         """Whether its node lives; of one that nobody has spoken to yet, whether there is a machine."""
+        self.check_login(record)
         if attempt.mailbox is not None:
             return self.node(attempt).alive()
         selection = tags.of_lease(record.ledger_id, record.id, attempt.number)
@@ -239,19 +261,24 @@ class AwsPlatform:
     def node(self, attempt: Attempt) -> BucketNode | NoNode:
         """The node of an attempt; one that was never up says so."""
         if attempt.mailbox is None:
-            return NoNode(Path(attempt.node_dir))
-        return self._open(attempt.mailbox, Path(attempt.node_dir))
+            return NoNode(self._mirror(attempt))
+        return self._open(attempt.mailbox, self._mirror(attempt))
+
+    def _mirror(self, attempt: Attempt) -> Path:
+        """Where what a node says is read: in this home, whichever host has begun with it."""
+        return self._place.parent.joinpath("work", *Path(attempt.node_dir).parts[-3:])
 
     @staticmethod
     def _open(mailbox: str, directory: Path) -> BucketNode:
         private_folder(directory)
         bucket, _, prefix = mailbox.removeprefix("s3://").partition("/")
-        return BucketNode(directory, client("s3", region_of(bucket)), bucket, prefix)
+        return BucketNode(directory, client("s3", region_of(bucket), tries=MAILBOX_TRIES), bucket, prefix)
 
     def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:
         """End its machines: the fleet by its id, and whatever carries its tags. Idempotent; waits for nothing."""
         if attempt.applied_at is None:
             return
+        self.check_login(record)
         meter.stop(
             client, attempt.offer.region, ledger_id=record.ledger_id, lease_id=record.id, attempt=attempt.number,
             fleet_id=attempt.fleet, instance_ids=attempt.nodes, spot=attempt.offer.market == "spot",
@@ -260,6 +287,8 @@ class AwsPlatform:
     def sweep(self, record: KeptRecord) -> Search:
         """Look for anything that carries the record's tags, in every region that any attempt named, and end it."""
         regions = tuple(dict.fromkeys(each.offer.region for each in record.attempts if each.applied_at is not None))
+        if regions:
+            self.check_login(record)
         found: list[str] = []
         ended: list[str] = []
         going: list[str] = []
@@ -284,8 +313,8 @@ class AwsPlatform:
         del record
         if attempt.mailbox is not None:
             with contextlib.suppress(Exception):  # the bucket forgets mailboxes by itself, after some days
-                self._open(attempt.mailbox, Path(attempt.node_dir)).empty()
-        node_dir = Path(attempt.node_dir)
+                self._open(attempt.mailbox, self._mirror(attempt)).empty()
+        node_dir = self._mirror(attempt)
         if not node_dir.is_dir():
             return
         logs = node_dir.parent.parent / "logs"

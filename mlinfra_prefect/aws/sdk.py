@@ -50,7 +50,7 @@ def client(service: str = "s3", region: str | None = None, *, tries: int = TRIES
         PermanentError: for the others: the configuration is broken, or names no region.
     """
     with _making:  # a session is not safe for threads
-        return _client(_here(), service, region, tries)
+        return _client(here(), service, region, tries)
 
 
 def link(bucket: str, key: str, *, region: str, seconds: int) -> str:
@@ -61,7 +61,7 @@ def link(bucket: str, key: str, *, region: str, seconds: int) -> str:
     """
     endpoint = client("s3", region).meta.endpoint_url
     with _making:
-        signer = _client(_here(), "s3", region, TRIES, endpoint)
+        signer = _client(here(), "s3", region, TRIES, endpoint)
     wanted = {"Bucket": bucket, "Key": key}
     return str(signer.generate_presigned_url("get_object", Params=wanted, ExpiresIn=seconds))
 
@@ -82,7 +82,8 @@ Place = tuple[int, tuple[tuple[str, str], ...]]
 """A process and its configuration."""
 
 
-def _here() -> Place:
+def here() -> Place:
+    """This process and its login, as far as variables say."""
     return os.getpid(), tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 

@@ -22,7 +22,7 @@ OWN_OUTPUT = ("artifacts", "checkpoints")
 """Directories of a home that hold what trainings wrote: only they may say what they like there."""
 VERBS = {"run": "agent", "job": "launcher", "exec": "launcher", "courier": "courier"}
 """What the agent's archive does, by its first argument."""
-LENT = ("aws", "access.json")
+LENT = ("aws", "login")
 """The one private file of a home that holds how its client logs in: only there may credentials stand."""
 WHOLE_ENVIRONMENT = "prefect-workspace-attempt-"
 """A directory of Prefect's, private and temporary: its runner writes its whole environment there for each run."""

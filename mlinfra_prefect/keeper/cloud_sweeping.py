@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mlinfra_prefect.agent.wire import read_json_if_there
@@ -21,12 +21,14 @@ from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import State
-from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.names import as_line, is_id
 from mlinfra_prefect.model.receipt import Search
 
 if TYPE_CHECKING:
     from mlinfra_prefect.aws.sweeping import Carried
 
+TOMBSTONE_DAYS = 7
+"""For so long what was released is swept again (rule R7)."""
 GRACE_AFTER_RELEASE_SECONDS = 120.0
 """What is being terminated, and the disks that go with it, needs no second order."""
 
@@ -43,7 +45,7 @@ def sweep_clouds(
         environment: only what is tagged with this one.
         dry_run: end nothing, write nothing.
     """
-    places = tuple(_regions(context.home))
+    places = tuple(dict.fromkeys((*_regions(context.home), *_regions_of_records(context))))
     if not places:
         return
     from mlinfra_prefect.aws import sweeping
@@ -115,6 +117,17 @@ def _regions(home: Home) -> Iterator[str]:
                 yield name
 
 
+def _regions_of_records(context: Context) -> Iterator[str]:
+    """The regions of attempts that another host may have made: a reaper's own home may have used no environment."""
+    if not context.shared:
+        return
+    since = context.ledger.now() - timedelta(days=TOMBSTONE_DAYS)
+    for seen in context.ledger.records():
+        record = seen.record
+        if record.platform != "local" and (record.released_at is None or record.released_at > since):
+            yield from (each.offer.region for each in record.attempts)
+
+
 def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[str, Carried] | None:
     """What of it nobody answers for, and why; None: somebody does, or it is not ours to say."""
     late = carried.overdue(time.time(), DEADLINE_GRACE_SECONDS)
@@ -128,9 +141,14 @@ def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[s
             raise
         return overdue
     if seen is None:
+        # A record is written ahead of everything, so this ledger has lost it, or is a copy that never had it: a home
+        # that was cloned has a twin, whose leases are not to be ended from here. Where its directory lies, it was ours.
         old = carried.created is None or carried.created < unknown_before
-        return overdue if old else ("no record of this ledger names it", carried)
+        ours = is_id(carried.lease_id) and context.home.record_dir(carried.lease_id).is_dir()
+        return ("no record of this ledger names it", carried) if ours and not old else overdue
     record = seen.record
+    if record.state is not State.RELEASED and late is not None:
+        return overdue  # whoever keeps it does not end it
     if record.state is not State.RELEASED or record.released_at is None:
         return None
     if (context.ledger.now() - record.released_at).total_seconds() < GRACE_AFTER_RELEASE_SECONDS:

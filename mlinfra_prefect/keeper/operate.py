@@ -150,8 +150,8 @@ def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
                 work(context, record_id, keeper)
             except LeaseLost:
                 continue  # somebody else keeps it now
-            except (MlinfraError, OSError) as error:
-                sys.stderr.write(f"{record_id}: not renewed: {error}\n")
+            except Exception as error:  # noqa: BLE001 (what one node wrote must not stop the looks at the others)
+                sys.stderr.write(f"{record_id}: not renewed: {type(error).__name__}: {error}\n")
                 code = FAILED
     return code
 

@@ -16,6 +16,8 @@ def why_foreign(context: Context, record: KeptRecord) -> str | None:
     """
     if record.ledger_id != context.ledger.ledger_id:
         return f"it is of ledger {record.ledger_id} and not of this one: nothing of it is touched"
+    if context.shared and record.platform != "local":
+        return None  # whoever has the ledger may look after it, wherever its first keeper lived
     work = context.home.work.resolve()
     for attempt in record.attempts:
         place = Path(attempt.directory).resolve()

@@ -16,7 +16,8 @@ from mlinfra_prefect.errors import KeeperUnavailable
 from mlinfra_prefect.model.home import Home
 
 PREFIX = "AWS_"
-FILE = "access.json"
+FILE = "login"
+"""Beside notes of environments, of which none can be called so: theirs end with .json."""
 NOT_LENT = frozenset({"AWS_EXECUTION_ENV", "AWS_LAMBDA_RUNTIME_API"})
 """What is said of the process that has it, and of no other."""
 
@@ -24,11 +25,13 @@ NOT_LENT = frozenset({"AWS_EXECUTION_ENV", "AWS_LAMBDA_RUNTIME_API"})
 def lend(home: Home, environment: Mapping[str, str]) -> None:
     """Keep how this client logs in, for the operations of what it asks for. Idempotent; durable.
 
+    A client without a variable logs in by a file, a role or an instance: then the operations do so, too.
+
     Raises:
         KeeperUnavailable: the home cannot be written.
     """
-    lent = {name: value for name, value in environment.items() if name.startswith(PREFIX) and name not in NOT_LENT}
-    if not lent or lent == kept(home):
+    lent = variables(environment)
+    if lent == kept(home):
         return
     try:
         home.aws.mkdir(mode=0o700, exist_ok=True)

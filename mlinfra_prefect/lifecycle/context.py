@@ -132,12 +132,15 @@ class Context:
     def _aws(self) -> Platform:
         from mlinfra_prefect.aws.platform import AwsPlatform
 
-        if not cloud_access.variables():  # a reaper from cron, another shell: as the last client did
-            cloud_access.borrow(self.home, os.environ)
         return AwsPlatform(
             cache=self.home.cache, place=self.home.aws, stacks=STACKS,
             settings=lambda name: self.config.environment(name).aws, here=self.here,
         )  # fmt: skip
+
+    def directory(self, record: KeptRecord, written: str) -> Path:
+        """Where a directory of a record lies for this home: what a cloud rents may be kept by another host's next."""
+        path = Path(written)
+        return path if record.platform == "local" else self.home.work.joinpath(*path.parts[-3:])
 
     def open_stack(self, directory: Path, record: KeptRecord, attempt: int) -> Stack:
         """Open the Terraform stack of one attempt."""

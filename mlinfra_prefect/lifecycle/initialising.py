@@ -7,6 +7,7 @@ first, with its state in the home. Idempotent: run again, it brings what is ther
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.aws import buckets, deadman, environment as environments, tags
+from mlinfra_prefect.aws import S3Ledger, buckets, deadman, environment as environments, tags
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.errors import InvalidInput, LeaseHeld
 from mlinfra_prefect.lifecycle.context import STACKS, Context
@@ -174,6 +175,10 @@ def refuse_leases(context: Context, made: AwsEnvironment) -> None:
         for seen in context.ledger.records(states=open_states)
         if seen.record.platform == "aws" and seen.record.environment == made.name
     ]
+    address = buckets.ledger_of(made)
+    if address is not None:  # it goes with its bucket, so whatever it keeps must be gone
+        with contextlib.closing(S3Ledger(address)) as ledger:
+            held += [seen.record.id for seen in ledger.records(states=open_states) if seen.record.id not in held]
     held += [each for each in buckets.leased(made) if each.partition(" ")[0] not in held]
     if held:
         raise LeaseHeld(

@@ -23,8 +23,10 @@ TRIES_OF_A_RUNG = 2
 
 def is_past(platform: Platform, attempt: Attempt) -> bool:
     """Whether the next attempt may begin: this one is gone, or its meter is stopped and its rest goes later."""
-    stopped = attempt.state is AttemptState.RELEASING and platform.destroys_later and bool(attempt.outcome)
-    return stopped or attempt.state is AttemptState.RELEASED
+    if attempt.state is AttemptState.RELEASING and platform.destroys_later:
+        # The state is written before anything is told to end; only the moment says that it was.
+        return bool(attempt.outcome) and (attempt.stopped_at is not None or attempt.applied_at is None)
+    return attempt.state is AttemptState.RELEASED
 
 
 def tried(record: Kept) -> tuple[Attempt, ...]:

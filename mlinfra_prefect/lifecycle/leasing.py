@@ -154,6 +154,7 @@ def ask(
             request_hash=request.hash,
             python=sys.executable,
             deadline=now + timedelta(seconds=seconds),
+            account=context.platform(request.platform or "local").account(request.environment),
             reserved_usd=worst_case_usd(request, offer.usd_per_hour, seconds),
         )
         refuse_beyond_cap(context, record)

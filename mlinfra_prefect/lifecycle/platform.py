@@ -89,6 +89,12 @@ class Platform(Protocol):
     def destroys_later(self) -> bool:
         """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 
+    def account(self, environment: str) -> str:
+        """Whose account an environment is in; empty: there is none."""
+
+    def check_login(self, record: KeptRecord) -> None:
+        """Raise where this process is logged in to another account than a record's: it would see nothing of it."""
+
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """Every way to meet a request, best first; those that cannot be taken say why."""
 

@@ -7,7 +7,6 @@ claim: an attempt is *up* when the platform says that what was applied exists.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.agent.folders import private_folder
@@ -203,7 +202,7 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     until = context.here(attempt.operation_deadline or _until(context, record))
     context.tell(record)
     platform = context.platform(record.platform)
-    directory = Path(attempt.directory)
+    directory = context.directory(record, attempt.directory)
     private_folder(directory.parent)
     stack_input = platform.stack(record, attempt)
     stack = context.open_stack(directory, record, attempt.number)
@@ -229,7 +228,7 @@ def _apply(context: Context, record: KeptRecord, number: int) -> KeptRecord:
 
 def _look_at_leftover(context: Context, record: KeptRecord, attempt: Attempt) -> KeptRecord:
     """Keep what an interrupted apply left, if it is whole; else give that attempt back."""
-    stack = context.open_stack(Path(attempt.directory), record, attempt.number)
+    stack = context.open_stack(context.directory(record, attempt.directory), record, attempt.number)
     platform = context.platform(record.platform)
     try:
         resources = () if stack.suspect else stack.resources()
@@ -247,6 +246,10 @@ def _up(
 ) -> KeptRecord:
     """The attempt is up and the record ready, in one write: an operation that dies here leaves no attempt behind."""
     record = look_at_client(context, record)
+    platform = context.platform(record.platform)
+    for earlier in record.attempts if platform.destroys_later else ():
+        if earlier.number != attempt.number and earlier.state is AttemptState.RELEASING:
+            platform.stop_meter(record, earlier)  # what appeared after it was told to end must not run beside this one
     killpoint("before-ready", context.home.root)
 
     def change(now: KeptRecord) -> KeptRecord:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from mlinfra_prefect.errors import NotYetDestroyed
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.archiving import archive
@@ -93,7 +91,7 @@ def states_lost(context: Context, record: KeptRecord) -> list[Search]:
     for attempt in record.attempts:
         if attempt.applied_at is None:
             continue
-        place = Path(attempt.directory)
+        place = context.directory(record, attempt.directory)
         there = place.is_dir()
         why = context.open_stack(place, record, attempt.number).why_suspect() if there else "its directory is gone"
         if why:

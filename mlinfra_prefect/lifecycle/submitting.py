@@ -41,7 +41,7 @@ def submitted(
     secrets = resolve_secrets(work.secrets)
     inputs = _resolve_inputs(context, record, work.inputs)
     place = take_resume_key(context, record, _resume_key(record, work), work.code_hash)
-    staged = Path(attempt.node_dir).parent / "staging" / job_id
+    staged = context.directory(record, attempt.node_dir).parent / "staging" / job_id
     shutil.rmtree(staged, ignore_errors=True)
     private_folder(staged)
     if work.code_archive is not None:

@@ -57,6 +57,14 @@ class LocalPlatform:
         self._stacks = stacks
         self._here = here
 
+    def account(self, environment: str) -> str:
+        """There is none."""
+        del environment
+        return ""
+
+    def check_login(self, record: KeptRecord) -> None:
+        """Whoever runs here is here."""
+
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """This machine, if it has what is asked for. It costs nothing that we could meter."""
         kind, count = request.accelerator.name, request.accelerator.count

@@ -279,6 +279,12 @@ class LeaseRecord(Kept):
         title="Request hash", description="Of the whole request.", examples=["60303ae22b998861bce3"]
     )
     deadline: Moment = Field(title="Hard deadline", description="Nothing extends past it.")
+    account: Line = Field(
+        default="",
+        title="Account",
+        description="Of its cloud, which alone can tell what is left of it; empty: it is on no cloud.",
+        examples=["123456789012"],
+    )
     reserved_usd: float = Field(
         default=0.0,
         title="Reserved (USD)",

@@ -64,7 +64,7 @@ def in_flight(lock_file: Path) -> bool:
     """
     try:
         descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
+    except OSError:  # none, or it lies in a home that another user or another host has
         return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from mlinfra_prefect.aws.node import BucketNode
+from mlinfra_prefect.aws.platform import MAILBOX_TRIES
 from mlinfra_prefect.aws.sdk import client
 
 ROLE = "AROAEXAMPLE"
@@ -150,7 +151,7 @@ class Machine:
         """The node as a client sees it; another name is another mirror, as of a client on another host."""
         directory = self.home / name
         directory.mkdir(exist_ok=True)
-        return BucketNode(directory, client(), self.bucket, self.prefix, poll_seconds=poll)
+        return BucketNode(directory, client(tries=MAILBOX_TRIES), self.bucket, self.prefix, poll_seconds=poll)
 
     def up(self, **spec: Any) -> BucketNode:
         node = self.client()

@@ -369,6 +369,25 @@ def test_a_node_that_was_never_up_says_so(platform: AwsPlatform, house: House) -
     assert node.jobs() == []
 
 
+def test_in_another_account_nothing_reads_as_gone(platform: AwsPlatform, house: House, account: Account) -> None:
+    """Somebody logs in elsewhere: its fleet is absent there, its tags find nothing, and none of that is the truth."""
+    record = lease(account="999999999999")
+    fleet(account, record)
+    applied = attempt(house)
+    since = account.aws.proxy.requests
+    record = record.revised(attempts=(applied,))
+    for look in (
+        lambda: platform.stop_meter(record, applied), lambda: platform.sweep(record),
+        lambda: platform.is_up(record, applied), lambda: platform.stack(record, applied),
+        lambda: platform.check_login(record),
+    ):  # fmt: skip
+        with pytest.raises(PermanentError, match=rf"999999999999, and this login is of account {account.aws.account}"):
+            look()
+    assert not [
+        each for each in account.aws.proxy.log if each.request > since and each.operation != "GetCallerIdentity"
+    ]
+
+
 # --- the meter and the sweep ------------------------------------------------------------------------------------------
 
 

@@ -146,7 +146,7 @@ def test_it_is_ended_in_every_region_of_the_environment(account: Account, write:
 
 @pytest.mark.parametrize("state", [State.REQUESTED, State.PROVISIONING, State.READY, State.RELEASING, State.STUCK])
 def test_what_an_open_record_names_is_its_keeper_s(account: Account, write: Write, sweep: Sweep, state: State) -> None:
-    """Even past its deadline: whoever keeps the record ends it, in its order."""
+    """Whoever keeps the record ends it, in its order."""
     kept = account.plant(marks(write(state=state)))
     assert sweep() == Pass()
     assert set(account.running()) == {kept}
@@ -155,11 +155,30 @@ def test_what_an_open_record_names_is_its_keeper_s(account: Account, write: Writ
 def test_what_no_record_names_is_ended_if_the_ledger_would_know(
     account: Account, context: Context, sweep: Sweep
 ) -> None:
-    """A record is written ahead of all that it is for, so nothing can have been made without one."""
+    """A record is written ahead of all that it is for, and so is its directory in the home that wrote it."""
+    context.home.record_dir("l0123456789abcdef0123-1").mkdir()
     account.plant(marks("l0123456789abcdef0123-1", context.ledger.ledger_id))
     found = sweep(unknown_before=time.time() - 60)
     assert reasons(found.orphans)["l0123456789abcdef0123-1"].startswith("no record of this ledger names it: ended")
     assert account.running() == {}
+
+
+def test_a_lease_of_a_twin_home_is_left_alone(account: Account, context: Context, sweep: Sweep) -> None:
+    """Two clones of one machine have one ledger's identity: what has no directory here may be the other's."""
+    twins = account.plant(marks("l0123456789abcdef0123-1", context.ledger.ledger_id, deadline=time.time() + 900))
+    assert sweep(unknown_before=time.time() - 60) == Pass()
+    assert set(account.running()) == {twins}
+
+
+def test_what_is_past_its_deadline_is_ended_though_its_record_is_open(
+    account: Account, write: Write, sweep: Sweep
+) -> None:
+    """Its keeper should have ended it, and did not: it may be on a host that nobody can look at."""
+    record = write(state=State.READY)
+    account.plant(marks(record, deadline=time.time() - 400))
+    found = sweep()
+    assert account.running() == {}
+    assert "past its own deadline" in reasons(found.orphans)[record.id]
 
 
 def test_a_copy_of_a_ledger_ends_nothing_that_is_older_than_it_knows(
@@ -388,6 +407,7 @@ def test_two_ledgers_in_one_account_end_their_own_and_nothing_of_the_other(
         other = Context(second.home)
         theirs = account.plant(marks("l0123456789abcdef0123-1", other.ledger.ledger_id, deadline=time.time() + 900))
         stranger = account.plant(marks("l0123456789abcdef0124-1", other.ledger.ledger_id, deadline=time.time() + 900))
+        other.home.record_dir("l0123456789abcdef0124-1").mkdir()
         record = sample_lease("theirs", ledger_id=other.ledger.ledger_id, platform="aws", keeper=None)
         account.client("ec2").create_tags(Resources=[theirs], Tags=[{"Key": tags.LEASE, "Value": record.id}])
         other.ledger.create(record, actor="test", reason="written by a test")

@@ -45,11 +45,11 @@ def test_the_latest_client_replaces_all_of_the_former_one(home: Home) -> None:
     assert there == {"AWS_PROFILE": "work", "AWS_EXECUTION_ENV": "mine", "PATH": "/bin"}
 
 
-def test_a_client_that_logs_in_otherwise_changes_nothing(home: Home) -> None:
-    """No variable at all: an instance's role, a file. What was lent before stays until somebody lends again."""
+def test_a_client_that_logs_in_otherwise_takes_back_what_was_lent(home: Home) -> None:
+    """No variable at all: an instance's role, a file. Yesterday's keys, or an emulator's address, are not for it."""
     cloud_access.lend(home, KEYS)
     cloud_access.lend(home, {"PATH": "/bin"})
-    assert cloud_access.kept(home) == KEYS
+    assert cloud_access.kept(home) == {}
 
 
 def test_lending_the_same_again_writes_nothing(home: Home) -> None:

@@ -140,6 +140,14 @@ def test_the_next_attempt_waits_for_the_meter_and_not_for_the_destroy(
     assert ladder.is_past(platform, attempt(1, LADDER[0], outcome).revised(state=state)) is past
 
 
+def test_an_attempt_whose_meter_nobody_stopped_is_not_past() -> None:
+    """Its state says *releasing* before anything is told to end: an operation that is killed there has told nothing."""
+    platform: Any = SimpleNamespace(destroys_later=True)
+    going = attempt(1, LADDER[0], BAD_MACHINE, applied_at=MOMENT)
+    assert not ladder.is_past(platform, going)
+    assert ladder.is_past(platform, going.revised(stopped_at=MOMENT))
+
+
 # --- the money --------------------------------------------------------------------------------------------------------
 
 
