@@ -20,6 +20,8 @@ from mlinfra_prefect.chaos.running import run
 from mlinfra_prefect.terraform import find_engine
 
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "aws"))
+from aws_place import require_provider
 from cloud_planted import PlantedCloud
 
 CACHE = Path(os.environ.get("MLINFRA_TEST_CACHE") or Path(__file__).parents[2] / ".cache")
@@ -30,6 +32,9 @@ BY_NAME = {row.name: row for row in matrix_aws.ROWS}
 def setting() -> Iterator[Setting]:
     CACHE.mkdir(exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix="mlp-"))
+    look = scratch / "look"
+    look.mkdir()
+    require_provider(look)
     engine = str(find_engine(None, cache_dir=CACHE).path)
     clouds = Clouds(lambda: PlantedCloud(CACHE, engine, scratch))
     yield Setting(CACHE, engine, scratch, (), clouds)
