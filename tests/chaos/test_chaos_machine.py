@@ -31,7 +31,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
-from mlinfra_prefect.model.stack import StackInput
+from mlinfra_prefect.model.stack import Found, StackInput
 
 HERE = identify()
 
@@ -43,7 +43,8 @@ class Crash(BaseException):
 class World:
     """What is really alive, and the fault that is to come."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cloud: bool = False) -> None:
+        self.cloud, self.unfit = cloud, 0
         self.alive: set[tuple[str, int]] = set()
         self.states: dict[str, set[tuple[str, int]]] = {}
         self.dead: set[str] = set()
@@ -92,6 +93,7 @@ class FakeStack:
 
     def __init__(self, world: World, what: tuple[str, int], directory: Path) -> None:
         self.world, self.what, self.directory = world, what, directory
+        self.module = directory
         self.suspect = False
 
     def prepare(self, *_: object, **__: object) -> None:
@@ -103,7 +105,10 @@ class FakeStack:
     def apply(self, **_: object) -> SimpleNamespace:
         self.world.call(lambda: self.world.alive.add(self.what))
         self.world.call(lambda: self._state().add(self.what))
-        return SimpleNamespace(resources=("terraform_data.node",))
+        return SimpleNamespace(resources=("terraform_data.node",), outputs={})
+
+    def outputs(self) -> dict[str, Any]:
+        return {}
 
     def destroy(self, **_: object) -> SimpleNamespace:
         named = self._state()
@@ -133,20 +138,35 @@ class FakeStack:
 class FakePlatform:
     """A place where things are alive or not."""
 
-    name, consistency_seconds, found_by_mark = "local", 0.0, True
+    name, consistency_seconds, settle_seconds, found_by_mark = "local", 0.0, 0.0, True
+    emulated, remarks, most_attempts = True, (), 4
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self.destroys_later = world.cloud
+
+    def account(self, _: str) -> str:
+        return ""
+
+    def check_login(self, _: Any) -> None:
+        """There is one account."""
 
     def offers(self, _: TrainingRequest) -> tuple[Offer, ...]:
-        return (Offer(type="local", region="here", market="on-demand", usd_per_hour=0.0, gpus=0),)
+        places = ("here", "there") if self.world.cloud else ("here",)
+        return tuple(
+            Offer(type="local", region=place, market="on-demand", usd_per_hour=0.0, gpus=0) for place in places
+        )
 
     def stack(self, *_: object) -> StackInput:
         return StackInput(name="fake", root_module=Path("/nowhere"), variables={})
 
-    def check_up(self, record: Any, attempt: Any, *_: object) -> None:
+    def check_up(self, record: Any, attempt: Any, *_: object) -> Found:
         if not self.is_up(record, attempt):
             raise NodeLost("it is not there")
+        if self.world.unfit:
+            self.world.unfit -= 1
+            raise NodeLost("it is unfit")
+        return Found()
 
     def is_up(self, record: Any, attempt: Any) -> bool:
         return (record.id, attempt.number) in self.world.alive
@@ -204,10 +224,12 @@ RECORDS = st.integers(0, 3)
 class LeaseMachine(RuleBasedStateMachine):
     """Ask, step, release, lose, reap, let time pass: in any order, with a fault in any of it."""
 
+    cloud = False
+
     @initialize()
     def begin(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="mlm-"))
-        self.world = World()
+        self.world = World(cloud=self.cloud)
         self.patch = pytest.MonkeyPatch()
         self.patch.setenv("MLINFRA_CACHE", str(self.root))
         dead = lambda process: process.start_time in self.world.dead  # noqa: E731
@@ -339,8 +361,28 @@ class LeaseMachine(RuleBasedStateMachine):
             shutil.rmtree(self.root, ignore_errors=True)
 
 
-LeaseMachine.TestCase.settings = settings(
+class CloudMachine(LeaseMachine):
+    """The same where a failed attempt is destroyed at release, and what it rented must have ended before the next."""
+
+    cloud = True
+
+    @rule(count=st.integers(1, 3))
+    def machines_are_unfit(self, count: int) -> None:
+        self.world.unfit = count
+
+    @invariant()
+    def one_attempt_of_a_lease_costs_money_at_a_time(self) -> None:
+        if not hasattr(self, "context"):
+            return
+        for record_id in self._ids():
+            alive = {number for each, number in self.world.alive if each == record_id}
+            assert len(alive) <= 1, f"{record_id} pays for attempts {alive}"
+
+
+SETTINGS = settings(
     max_examples=20, stateful_step_count=16, deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )  # fmt: skip
+LeaseMachine.TestCase.settings = CloudMachine.TestCase.settings = SETTINGS
 TestLeaseMachine = LeaseMachine.TestCase
+TestCloudMachine = CloudMachine.TestCase
