@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -40,26 +39,6 @@ QUESTIONS = (
     "a pass of the reaper, 200 released and 100 live: S3 (moto)",
     "a pass of the reaper, 200 released and 100 live: calls of S3",
 )
-
-
-AWS_QUESTIONS = (
-    "aws, first: lease to ready - the same saved plan by hand",
-    "aws, first: lease to ready - plan and apply of the same stack by hand",
-    "aws, first: lease to ready / init, plan and apply of an aws_instance",
-    "aws, later: lease to ready - the same saved plan by hand",
-    "aws, later: lease to ready - plan and apply of the same stack by hand",
-    "aws, later: lease to ready / init, plan and apply of an aws_instance",
-    "aws: apply of our stack / of an aws_instance, by hand",
-    "aws: init that is paid once per host and not per lease",
-    "aws: training finished to the call that ends the machine",
-    "aws: training finished to the call that ends the machine, p95",
-    "aws: API calls of a lease, from asking to its receipt",
-    "aws: no capacity in two of three zones, lease to ready / zone by zone by hand",
-    "aws, first: a quota of zero, asked to skipped and refused",
-    "aws, later: a quota of zero, asked to skipped and refused",
-)
-REQUIRED = "MLINFRA_REQUIRE_PROVIDER"
-"""Set where the AWS provider has to be there."""
 SECONDS = 1800.0
 """A busy machine is no defect; what hangs is."""
 
@@ -95,14 +74,3 @@ def test_every_line_of_the_benchmarks_is_measured_and_printed(ran: Ran) -> None:
     for question in ("keeper's watcher: resident memory", "keeper's processor time for each minute"):
         assert any(line.startswith(f"{question} (of 10 leases at rest)") for line in ran.lines)
     assert all((line["met"] is None) == (line["aim"] is None) for line in ran.lines.values())
-
-
-@pytest.mark.slow
-def test_every_line_about_aws_is_measured_where_there_is_its_provider(ran: Ran) -> None:
-    """Without the AWS provider the section says so in one line, and measures nothing."""
-    if "aws: not measured" in ran.err and not os.environ.get(REQUIRED):
-        assert not any(question.startswith("aws") for question in ran.lines)
-        pytest.skip(next(line for line in ran.err.splitlines() if line.startswith("aws: not measured")))
-    for question in AWS_QUESTIONS:
-        assert ran.lines[question]["values"]
-        assert question in ran.out

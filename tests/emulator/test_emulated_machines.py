@@ -95,8 +95,8 @@ with Emulator() as aws:
     cloud = Cloud(aws)
     data = {script("sleep 300")!r}
     cloud.fleet(cloud.template(data))
-    while len(aws.instances[0].pids) < 2: pass
-    print(aws.instances[0].id, *aws.instances[0].pids, flush=True)
+    while len(pids := aws.instances[0].pids) < 2: pass
+    print(aws.instances[0].id, *pids, flush=True)
     sys.stdin.read()
 """
     process = subprocess.Popen(
