@@ -218,7 +218,7 @@ def test_an_old_generation_touches_nothing(house: House) -> None:
             "attempt": lambda: releasing.release_attempt(context, old, 1),
             "provision": lambda: provisioning._look_at_leftover(context, old, old.attempt),
             "apply": lambda: provisioning._apply(context, old, 1),
-            "add": lambda: provisioning._add_attempt(context, old),
+            "add": lambda: provisioning._add_attempt(context, old, (old.attempt.offer,), None),
             "begin": lambda: begin_release(context, old.id, reason="no", generation=1),
         }}
         fenced = []

@@ -122,11 +122,11 @@ def test_a_slot_is_given_back_and_never_given_twice(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("cores", "gib", "expected"),
-    [(2, 64, 8), (2, 2, 3), (16, 4, 6), (1, 0, 1)],
+    [(2, 64, 8), (2, 2, 2), (16, 4, 4), (1, 0, 1)],
     ids=["cores", "memory", "many", "least"],
 )
 def test_the_limit_comes_from_cores_and_memory(cores: int, gib: int, expected: int) -> None:
-    """Four per core, 650 MiB each, at least one."""
+    """Four per core, 850 MiB each, at least one."""
     assert default_limit(cores=cores, available=gib * 1024**3) == expected
 
 

@@ -16,8 +16,8 @@ run "forgets_mailboxes_and_keeps_checkpoints" {
     error_message = "Only mailboxes expire."
   }
   assert {
-    condition     = one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].filter).prefix == "nodes/" && one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].expiration).days == 14
-    error_message = "Mailboxes expire after two weeks."
+    condition     = one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].filter).prefix == "nodes/" && one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[0].expiration).days == 45
+    error_message = "Mailboxes expire after 45 days, longer than any lease lives."
   }
   assert {
     condition     = one(aws_s3_bucket_lifecycle_configuration.artifacts[0].rule[1].abort_incomplete_multipart_upload).days_after_initiation == 1
