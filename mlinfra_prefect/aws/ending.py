@@ -23,7 +23,7 @@ GONE = frozenset({"deleted", "deleted_running", "deleted_terminating", "failed"}
 UNSURE = frozenset({"InvalidParameterCombination", "fleetNotInDeletableState"})
 """Said of a fleet that has ended already, among others."""
 
-_ID = re.compile(r"[a-z]+-[0-9a-f-]+")
+_ID = re.compile(r"\b[a-z]+-(?=[a-f-]*[0-9])[0-9a-f-]+")
 
 Reasons = dict[str, Refused]
 """What was refused, by id."""
@@ -53,7 +53,11 @@ def delete_fleets(client: Any, ids: Iterable[str]) -> Reasons:
         }
 
     refused = _isolated(ids, MOST_FLEETS, delete)
-    return {each: why for each, why in refused.items() if why.code not in UNSURE or not _is_gone(client, each)}
+    return {
+        each: why
+        for each, why in refused.items()
+        if not absent_of([each], why) and (why.code not in UNSURE or not _is_gone(client, each))
+    }
 
 
 def cancel_spot_requests(client: Any, ids: Iterable[str]) -> Reasons:
@@ -110,7 +114,7 @@ def _each(ids: Iterable[str], end: Callable[[str], object]) -> Reasons:
         except Refused as why:
             if why.concerns_all:
                 return refused | dict.fromkeys(left[place:], why)
-            if why.meaning != "absent":
+            if not absent_of([each], why):
                 refused[each] = why
     return refused
 
@@ -138,14 +142,18 @@ def _isolated(ids: Iterable[str], most: int, end: Callable[[Sequence[str]], Reas
             else:
                 splits += 1
                 waiting = [rest, *waiting] if absent else [rest[:half], rest[half:], *waiting]
-    return {each: why for each, why in refused.items() if why.meaning != "absent"}
+    return refused
 
 
 def absent_of(batch: Sequence[str], why: Refused) -> set[str]:
-    """Which ids an answer calls absent; none where it names none and there are several."""
+    """Which ids an answer calls absent; none where it names none and there are several.
+
+    What it names may be no id of ours: an instance is still there where its interface is what cannot be found.
+    """
     if why.meaning != "absent":
         return set()
-    return set(batch) if len(batch) == 1 else set(batch) & set(_ID.findall(why.said))
+    named = set(_ID.findall(why.said))
+    return set(batch) if len(batch) == 1 and not named else set(batch) & named
 
 
 def _is_gone(client: Any, fleet_id: str) -> bool:

@@ -189,6 +189,8 @@ def _by_ids(client: Any, kind: Kind, ids: Sequence[str]) -> Iterator[Row]:
             raise
         absent = absent_of(ids, why)
         rest = [each for each in ids if each not in absent]
+        if not absent and len(rest) == 1:
+            raise  # it names something else
         for part in (rest,) if absent else (rest[: len(rest) // 2], rest[len(rest) // 2 :]):
             if part:
                 yield from _by_ids(client, kind, part)

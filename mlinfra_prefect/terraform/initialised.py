@@ -57,6 +57,8 @@ def restore(kept: Path, workdir: Path, *, locked: bool) -> bool:
     private_folder(link.parent)
     if link.is_symlink():
         link.unlink()
+    elif link.is_dir():
+        shutil.rmtree(link)  # of an own `init` that ended badly, or while somebody else kept the same
     link.symlink_to(kept / PROVIDERS, target_is_directory=True)
     return True
 

@@ -176,6 +176,22 @@ def test_many_that_refuse_are_a_bounded_number_of_calls_and_one_short_sentence(a
     assert len(str(raised.value)) < 1500
 
 
+def test_an_instance_whose_interface_is_absent_is_not_gone():
+    """What an answer names decides what is absent: an end that was refused is told, never taken for one."""
+    from botocore.stub import Stubber
+
+    client = boto3.session.Session().client(
+        "ec2", region_name=REGION, aws_access_key_id="testing", aws_secret_access_key="testing"
+    )
+    ours = "i-0123456789abcdef0"
+    with Stubber(client) as stub:
+        stub.add_client_error(
+            "terminate_instances", "InvalidNetworkInterfaceID.NotFound",
+            "The network interface ID 'eni-0123456789abcdef0' does not exist", 400,
+        )  # fmt: skip
+        assert set(ending.terminate(client, [ours])) == {ours}
+
+
 def test_many_that_nobody_knows_are_dropped_by_name():
     """AWS names the unknown ids of a call, so the rest needs one more call, and not one for each."""
     from botocore.stub import Stubber

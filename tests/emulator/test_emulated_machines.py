@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
+from botocore.exceptions import ClientError
 from emulated_cloud import Cloud
 
 from mlinfra_prefect.testing.aws import Emulator
@@ -52,6 +53,17 @@ def test_user_data_of_this_package_runs_and_ends_with_a_terminated_instance(aws,
     assert (found.state, found.user_data, found.pids) == ("terminated", "run", ())
     assert "ready" in found.console
     assert cloud.ec2.describe_volumes()["Volumes"] == []
+    assert cloud.ec2.describe_network_interfaces()["NetworkInterfaces"] == []
+
+
+def test_an_interface_in_use_is_not_deleted_and_goes_with_its_instance(aws, cloud, script):
+    """As EC2 has it; taken from under its instance, that one could not be ended any more."""
+    fleet = cloud.fleet(cloud.template(script("sleep 300")))
+    (interface,) = cloud.ec2.describe_network_interfaces()["NetworkInterfaces"]
+    with pytest.raises(ClientError, match="currently in use"):
+        cloud.ec2.delete_network_interface(NetworkInterfaceId=interface["NetworkInterfaceId"])
+    cloud.ec2.terminate_instances(InstanceIds=fleet.instances)
+    aws.settle()
     assert cloud.ec2.describe_network_interfaces()["NetworkInterfaces"] == []
 
 

@@ -85,6 +85,16 @@ def test_what_one_stack_deletes_is_not_gone_for_the_next(tmp_path: Path, workdir
     assert initialised.restore(kept, other(tmp_path), locked=False)
 
 
+def test_a_stack_whose_init_somebody_else_overtook_gets_what_was_kept(tmp_path: Path, workdir: Path) -> None:
+    """Two first leases at once: the second one's own programs, not kept, are in the way of the link."""
+    initialised.keep(tmp_path / "kept", workdir)
+    late = initialised_at(tmp_path / "late")
+    initialised.keep(tmp_path / "kept", late)
+    assert not (late / initialised.PROVIDERS).is_symlink()
+    assert initialised.restore(tmp_path / "kept", late, locked=False)
+    assert (late / initialised.PROVIDERS).resolve() == (tmp_path / "kept" / initialised.PROVIDERS).resolve()
+
+
 def test_nothing_is_restored_before_something_was_kept(tmp_path: Path) -> None:
     """And nothing is written then."""
     second = other(tmp_path)

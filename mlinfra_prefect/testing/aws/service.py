@@ -116,6 +116,7 @@ class Service:
             ours: dict[str, Handler] = {
                 "RunInstances": self._may_run, "TerminateInstances": self._terminated,
                 "GetConsoleOutput": self._console, "DescribeSpotPriceHistory": self._spot_history,
+                "DeleteNetworkInterface": self._may_delete_interface,
             }  # fmt: skip
             return ours.get(name)
         if service == "servicequotas" and asked.get("ServiceCode") == "ec2":
@@ -217,6 +218,13 @@ class Service:
              "PreviousState": {"Code": known[each].state_code, "Name": known[each].state}}
             for each in ids
         ]})  # fmt: skip
+
+    def _may_delete_interface(self, request: Request) -> None:
+        """Refuse what is in use, as EC2 does; moto would take it from under its instance, which then cannot end."""
+        name = str(request.asked.get("NetworkInterfaceId", ""))
+        for each in self._account.raw_instances(request.region):
+            if each.state != "terminated" and any(nic.id == name for nic in each.nics.values()):
+                raise Refused("InvalidParameterValue", f"Network interface '{name}' is currently in use.", 400)
 
     def _described_fleets(self, request: Request) -> Answer:
         return ec2_answer("DescribeFleets", self.fleets.describe(request.region, request.asked["FleetIds"]))
