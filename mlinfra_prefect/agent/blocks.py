@@ -31,7 +31,6 @@ TAIL: Final = 64 << 10
 """The last part of a growing file is in blocks of this size."""
 SEALED: Final = 4 << 20
 """What lies at least one such block behind the end of a growing file is in blocks of this size."""
-LONGEST_LISTING: Final = 256 << 20
 _HEX = frozenset("0123456789abcdef")
 
 Span = tuple[int, int]

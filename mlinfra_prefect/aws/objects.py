@@ -94,14 +94,18 @@ class S3Objects:
         except self._errors as error:
             raise unavailable(self.name, error) from error
 
-    def list(self, prefix: str, *, limit: int | None = None) -> list[str]:
+    def list(self, prefix: str, *, limit: int | None = None, since: datetime | None = None) -> list[str]:
         """See `ObjectStore.list`: one call for each thousand keys."""
         found: list[str] = []
         more: dict[str, Any] = {} if limit is None else {"MaxKeys": limit}
         try:
             while True:
                 answer = self._call("list_objects_v2", Prefix=self._key(prefix), **more)
-                found += [str(each["Key"]).removeprefix(self._key("")) for each in answer.get("Contents", ())]
+                found += [
+                    str(each["Key"]).removeprefix(self._key(""))
+                    for each in answer.get("Contents", ())
+                    if since is None or each["LastModified"] >= since.replace(microsecond=0)  # S3 tells whole seconds
+                ]
                 token = answer.get("NextContinuationToken")
                 if not token or limit is not None:
                     return found

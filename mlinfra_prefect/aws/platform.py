@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from urllib.parse import urlsplit
 
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.agent.folders import private_folder
+from mlinfra_prefect.agent.leftovers import keep_logs_only
 from mlinfra_prefect.aws import (
     environment as environments,
     fleets,
@@ -49,7 +49,6 @@ from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
 from mlinfra_prefect.model.served import Served
 from mlinfra_prefect.model.stack import Found, StackInput
 
-KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
 AGENT_URL_SECONDS = 3600
 """For how long a node that boots may fetch the agent's archive."""
 MAILBOX_TRIES = 6
@@ -314,19 +313,7 @@ class AwsPlatform:
         if attempt.mailbox is not None:
             with contextlib.suppress(Exception):  # the bucket forgets mailboxes by itself, after some days
                 self._open(attempt.mailbox, self._mirror(attempt)).empty()
-        node_dir = self._mirror(attempt)
-        if not node_dir.is_dir():
-            return
-        logs = node_dir.parent.parent / "logs"
-        with contextlib.suppress(OSError):
-            logs.mkdir(mode=0o700, exist_ok=True)
-            for log in node_dir.glob("jobs/*/*"):
-                if log.name in KEPT_OF_A_JOB and log.is_file() and not log.is_symlink():
-                    shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
-            for log in node_dir.glob("*.log"):
-                shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
-        shutil.rmtree(node_dir, ignore_errors=True)
-        shutil.rmtree(node_dir.parent / "staging", ignore_errors=True)
+        keep_logs_only(self._mirror(attempt), attempt.number)
 
     # --- serving: not here --------------------------------------------------------------------------------------------
 

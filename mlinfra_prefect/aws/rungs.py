@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mlinfra_prefect.agent.boot import BOOT_SCHEMA
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.aws.images import Image
 from mlinfra_prefect.errors import InvalidInput, UnsupportedHere
 from mlinfra_prefect.model.offer import Offer
 
-BOOT_SCHEMA = "mlinfra-prefect/boot/1"
 DEAD_MAN_GRACE_SECONDS = 120.0
 """The node's own timer comes after its deadline: the keeper drains and stops it first."""
 

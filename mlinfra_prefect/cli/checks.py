@@ -25,7 +25,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.ledger_place import ledger_address
 from mlinfra_prefect.local.platform import gpus
 from mlinfra_prefect.model.home import HOME_VARIABLE, Home
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import OPEN, State
 
 OLDEST_PYTHON = (3, 11)
 ENOUGH_BYTES = 4 << 30
@@ -171,7 +171,7 @@ def _ledger(home: Home) -> Iterator[Check]:
         broken = ledger.unreadable()
         stuck = [seen.record.id for seen in ledger.records(states=[State.STUCK])]
         # A shared one is asked for what is open only: each released record would cost a call.
-        states = None if context is None else [state for state in State if state is not State.RELEASED]
+        states = None if context is None else OPEN
         count = len(ledger.records(states=states))
         identity = ledger.ledger_id
     finally:

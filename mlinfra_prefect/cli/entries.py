@@ -14,10 +14,9 @@ from typing import Any, TypedDict
 
 from mlinfra_prefect.agent.identity import boot, is_alive
 from mlinfra_prefect.ledger.listing import Row
+from mlinfra_prefect.model.metering import cost_usd, rents_nothing
 
 ROUTER_SECONDS = 1.0
-NOTHING_RENTED = ("CapacityUnavailable", "QuotaExceeded")
-"""As in `model.lease`."""
 TOKEN = "token"  # noqa: S105 (a file's name, as in `model.endpoint`)
 
 
@@ -183,13 +182,12 @@ def _cost(values: Mapping[str, Any]) -> float:
     """What a lease has cost until now, as `model.lease.Attempt.cost_usd` reckons it."""
     total = 0.0
     for each in values.get("attempts") or ():
-        began = each.get("launched_at") or each.get("applied_at")
-        if began is None or (not each.get("nodes") and str(each.get("outcome", "")).startswith(NOTHING_RENTED)):
+        began, ended = each.get("launched_at") or each.get("applied_at"), each.get("stopped_at") or each.get("gone_at")
+        if began is None or rents_nothing(began, str(each.get("outcome", "")), nodes=bool(each.get("nodes"))):
             continue
-        ended = each.get("stopped_at") or each.get("gone_at")
         until = datetime.fromisoformat(ended) if ended else datetime.now(UTC)
-        seconds = max(0.0, (until - datetime.fromisoformat(began)).total_seconds())
-        total += seconds / 3600 * float(_mapping(each.get("offer")).get("usd_per_hour") or 0.0)
+        rate = float(_mapping(each.get("offer")).get("usd_per_hour") or 0.0)
+        total += cost_usd(datetime.fromisoformat(began), until, rate)
     return round(total, 6)
 
 

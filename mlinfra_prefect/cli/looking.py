@@ -27,10 +27,10 @@ def looked(home: Home, *, everything: bool = False) -> list[Row]:
     import json
 
     from mlinfra_prefect.lifecycle.context import Context
-    from mlinfra_prefect.model.lease import State
+    from mlinfra_prefect.model.lease import OPEN
 
     ledger = Context(home).ledger
-    states = None if everything else [state for state in State if state is not State.RELEASED]
+    states = None if everything else OPEN
     found = [
         Row(seen.record.id, seen.record.kind, seen.record.state, json.loads(seen.record.model_dump_json()))
         for seen in ledger.records(states=states)

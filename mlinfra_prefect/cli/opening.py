@@ -7,7 +7,7 @@ from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.endpoint import EndpointRecord
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import OPEN
 
 
 def opened() -> Context:
@@ -25,10 +25,9 @@ def meant(context: Context, record: str) -> KeptRecord:
         InvalidInput: endpoints of several environments have the name.
     """
     if context.ledger.read(record) is None:
-        open_states = [state for state in State if state is not State.RELEASED]
         named = [
             seen.record
-            for seen in context.ledger.records(states=open_states)
+            for seen in context.ledger.records(states=OPEN)
             if isinstance(seen.record, EndpointRecord) and seen.record.name == record
         ]
         if len(named) > 1:

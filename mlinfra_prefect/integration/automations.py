@@ -19,13 +19,13 @@ from prefect.events.schemas.events import ResourceSpecification
 
 from mlinfra_prefect.errors import InvalidInput, LeaseLost, MlinfraError, NotYetDestroyed
 from mlinfra_prefect.keeper import client as keeper
-from mlinfra_prefect.keeper.reap import OPEN, Finding, Pass
+from mlinfra_prefect.keeper.reap import Finding, Pass
 from mlinfra_prefect.keeper.starting import have_kept
 from mlinfra_prefect.ledger import KeptRecord
 from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.local.process import is_here
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import OPEN, State
 from mlinfra_prefect.model.names import as_line
 
 PREFIX = "mlinfra-prefect: "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from mlinfra_prefect.agent.wire import read_json_if_there
 from mlinfra_prefect.errors import LedgerUnreadable, MlinfraError
 from mlinfra_prefect.keeper.passes import Notes
 from mlinfra_prefect.keeper.sweeping import DEADLINE_GRACE_SECONDS, MOST_ENDED, terraform_of
+from mlinfra_prefect.ledger import Versioned
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.home import Home
@@ -34,18 +35,25 @@ GRACE_AFTER_RELEASE_SECONDS = 120.0
 
 
 def sweep_clouds(
-    context: Context, notes: Notes, *, unknown_before: float, environment: str | None = None, dry_run: bool = False
+    context: Context,
+    notes: Notes,
+    opened: Sequence[Versioned],
+    *,
+    unknown_before: float,
+    environment: str | None = None,
+    dry_run: bool = False,
 ) -> None:
     """End what carries tags and has no open record. Idempotent; one region that cannot be seen stops no other.
 
     Args:
         context: where.
         notes: gets what was found, and what could not be seen.
+        opened: the open records, as this pass has read them.
         unknown_before: epoch seconds; what is older and has no record may have had one (see `keeper.sight`).
         environment: only what is tagged with this one.
         dry_run: end nothing, write nothing.
     """
-    places = tuple(dict.fromkeys((*_regions(context.home), *_regions_of_records(context))))
+    places = tuple(dict.fromkeys((*_regions(context.home), *_regions_of_records(context, opened))))
     if not places:
         return
     from mlinfra_prefect.aws import sweeping
@@ -107,22 +115,21 @@ class _Sweep:
 
 
 def _regions(home: Home) -> Iterator[str]:
-    """The regions of every environment that this home has used."""
-    seen: set[str] = set()
+    """The regions of every environment that this home has used, each as often as it is in one."""
     for path in sorted(home.aws.glob("*.json")) if home.aws.is_dir() else ():
         for region in (read_json_if_there(path) or {}).get("regions") or ():
             name = str(region.get("name") or "") if isinstance(region, dict) else ""
-            if name and name not in seen:
-                seen.add(name)
+            if name:
                 yield name
 
 
-def _regions_of_records(context: Context) -> Iterator[str]:
+def _regions_of_records(context: Context, opened: Sequence[Versioned]) -> Iterator[str]:
     """The regions of attempts that another host may have made: a reaper's own home may have used no environment."""
     if not context.shared:
         return
     since = context.ledger.now() - timedelta(days=TOMBSTONE_DAYS)
-    for seen in context.ledger.records():
+    # Of what was ever released, the tombstones alone: each record of a shared ledger costs a call.
+    for seen in (*opened, *context.ledger.records(states=[State.RELEASED], changed_since=since)):
         record = seen.record
         if record.platform != "local" and (record.released_at is None or record.released_at > since):
             yield from (each.offer.region for each in record.attempts)

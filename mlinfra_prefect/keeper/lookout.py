@@ -22,7 +22,7 @@ from mlinfra_prefect.lifecycle.whose_host import busy_until
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.card import Card
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
-from mlinfra_prefect.model.lease import Keeper, State
+from mlinfra_prefect.model.lease import OPEN, Keeper, State
 
 LOOK_SECONDS = 2.0
 """Between two looks: what it adds to the start of a lease that was asked for on another host."""
@@ -30,7 +30,6 @@ LONGEST_PAUSE_SECONDS = 30.0
 SHARE = 20.0
 """A pause is at least so many times the look before it."""
 LIFE_SECONDS = 600.0
-OPEN = [state for state in State if state is not State.RELEASED]
 
 
 def keep_looking(context: Context, keeper: Keeper, *, life_seconds: float = LIFE_SECONDS) -> None:

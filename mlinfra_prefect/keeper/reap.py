@@ -13,11 +13,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
-from typing import Any
 
 from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, MlinfraError
 from mlinfra_prefect.keeper.cloud_sweeping import sweep_clouds
 from mlinfra_prefect.keeper.desk import due_at, laid, lay, stands, watcher_alive, watcher_identity, why_over
+from mlinfra_prefect.keeper.overdue import must_wait_for
 from mlinfra_prefect.keeper.passes import Finding, Notes, Pass, as_json, merged
 from mlinfra_prefect.keeper.sight import unknown_before
 from mlinfra_prefect.keeper.starting import ensure_watcher, replace_lost_keeper
@@ -29,11 +29,10 @@ from mlinfra_prefect.lifecycle.clients import why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release
-from mlinfra_prefect.lifecycle.releasing import terraform_runs
 from mlinfra_prefect.lifecycle.whose_host import busy_until, on_another_host
 from mlinfra_prefect.local.process import is_alive, is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import OPEN, LeaseRecord, State
 
 SETTLE_SECONDS = 900.0
 POLL_SECONDS = 0.02
@@ -46,7 +45,6 @@ ON_THE_DESK = "a live keeper has it on its desk"
 JUST_ASKED = "its client has just asked for it"
 STILL_AT_IT = "its keeper is still at it"
 TERRAFORM_RUNS = "a Terraform of it is still running"
-OPEN = [state for state in State if state is not State.RELEASED]
 
 __all__ = ["Finding", "Pass", "as_json", "reap", "reap_until_quiet", "replace_lost_keeper"]
 
@@ -101,7 +99,7 @@ def reap(
         notes.add(where, record_id, why, again=why.startswith(STILL_AT_IT))
     since = unknown_before(context, seen, dry_run=dry_run)
     sweep_account(context, notes, unknown_before=since, environment=environment, dry_run=dry_run)
-    sweep_clouds(context, notes, unknown_before=since, environment=environment, dry_run=dry_run)
+    sweep_clouds(context, notes, seen, unknown_before=since, environment=environment, dry_run=dry_run)
     if not dry_run:
         replace_lost_keeper(context)
     return notes.done(dry_run=dry_run)
@@ -208,8 +206,7 @@ def _left_alone(context: Context, record: KeptRecord) -> str | None:
             return JUST_ASKED
         if not is_here(client) and record.renewed_until > now:
             return f"its client on {client.host} may be alive until {record.renewed_until:%H:%M:%S} UTC"
-    running = [attempt for attempt in terraform_runs(record) if not _overdue(attempt.operation_deadline, now)]
-    return TERRAFORM_RUNS if running else None
+    return TERRAFORM_RUNS if must_wait_for(context, record) else None
 
 
 def _elsewhere(context: Context, record: KeptRecord) -> str | None:
@@ -222,10 +219,6 @@ def _elsewhere(context: Context, record: KeptRecord) -> str | None:
 
 def _pid_of(record: KeptRecord) -> tuple[int, str] | None:
     return None if record.keeper is None else (record.keeper.process.pid, record.keeper.process.start_time)
-
-
-def _overdue(deadline: Any, now: Any) -> bool:
-    return deadline is not None and bool(now >= deadline)
 
 
 def _stands_alone(record: EndpointRecord | RolloutRecord) -> bool:

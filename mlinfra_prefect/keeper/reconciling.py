@@ -23,7 +23,7 @@ from mlinfra_prefect.local.serving import check_servable, check_trusted
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.declaration import RECORDED, ServingDeclaration
 from mlinfra_prefect.model.endpoint import EndpointRecord, RolloutRecord
-from mlinfra_prefect.model.lease import Client, State
+from mlinfra_prefect.model.lease import OPEN, Client
 from mlinfra_prefect.model.process import Owner
 
 RELEASE_WAIT_SECONDS = 900.0
@@ -75,7 +75,7 @@ def look(context: Context, declaration: ServingDeclaration, *, where: str, prune
 
 def _standing(context: Context) -> dict[Key, Standing]:
     found: dict[Key, Standing] = {}
-    for seen in context.ledger.records(states=[state for state in State if state is not State.RELEASED]):
+    for seen in context.ledger.records(states=OPEN):
         endpoint = seen.record
         if isinstance(endpoint, EndpointRecord):
             held = ((each.version, rollout_of(context, each)) for each in endpoint.versions)

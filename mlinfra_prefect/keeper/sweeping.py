@@ -192,7 +192,7 @@ def _busy(context: Context, stray: Stray) -> str | None:
     fresh = released is not None and (context.ledger.now() - released).total_seconds() < ENDING_SECONDS
     if fresh and is_held(str(home.record_dir(stray.record_id) / "operation.lock")):
         return "the operation that released it is ending"
-    if any(is_held(str(path)) for path in _locks(home, stray.record_id)):
+    if terraform_of(home, stray.record_id):
         youngest = max(_started(each) for each in stray.carriers)
         if time.time() - youngest < PROVISION_SECONDS:  # never signalled before its deadline (rule R3)
             return "a Terraform of it is still running"

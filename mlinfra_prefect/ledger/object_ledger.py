@@ -229,12 +229,14 @@ class ObjectLedger:
         stored = self._stored(record_id)
         return None if stored is None else stored.versioned()
 
-    def records(self, *, states: Sequence[State] | None = None) -> list[Versioned]:
+    def records(
+        self, *, states: Sequence[State] | None = None, changed_since: datetime | None = None
+    ) -> list[Versioned]:
         """See `protocol.Ledger.records`. What is open costs one list and a read each, whatever was released before."""
         if states is not None and not states:
             return []
         found = []
-        for stored in self._listed(everything=states is None or State.RELEASED in states)[0]:
+        for stored in self._listed(everything=states is None or State.RELEASED in states, since=changed_since)[0]:
             if states is None or stored.state in states:
                 with suppress(LedgerUnreadable):  # `unreadable` tells of it; it never hides the others (rule R9)
                     found.append(stored.versioned())
@@ -301,9 +303,12 @@ class ObjectLedger:
             while len(self._seen) > REMEMBERED:
                 self._seen.popitem(last=False)
 
-    def _listed(self, *, everything: bool) -> tuple[list[StoredRecord], list[tuple[str, str]]]:
+    def _listed(
+        self, *, everything: bool, since: datetime | None = None
+    ) -> tuple[list[StoredRecord], list[tuple[str, str]]]:
         """Return the objects that can be read, oldest first, and what is wrong with the others."""
-        ids = [_id(key) for key in self._store.list("records/" if everything else "open/")]
+        keys = self._store.list("records/", since=since) if everything else self._store.list("open/")
+        ids = [_id(key) for key in keys]
         found, problems = self._read_all(ids)
         if not everything:
             for stored in found:

@@ -58,8 +58,11 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Delete an object; an absent one is a success."""
 
-    def list(self, prefix: str, *, limit: int | None = None) -> list[str]:
-        """Return the keys that begin with `prefix`, in any order; of more than `limit`, any that many."""
+    def list(self, prefix: str, *, limit: int | None = None, since: datetime | None = None) -> list[str]:
+        """Return the keys that begin with `prefix`, in any order; of more than `limit`, any that many.
+
+        What was last written before `since`, on the store's clock, may be left out; nothing else is.
+        """
 
     def close(self) -> None:
         """Let go of the store; idempotent."""

@@ -77,8 +77,13 @@ class Ledger(Protocol):
             IllegalTransition: the state machine does not allow it.
         """
 
-    def records(self, *, states: Sequence[State] | None = None) -> list[Versioned]:
-        """Return the records in some states (None: all), oldest first; the unreadable ones are in `unreadable`."""
+    def records(
+        self, *, states: Sequence[State] | None = None, changed_since: datetime | None = None
+    ) -> list[Versioned]:
+        """Return the records in some states (None: all), oldest first; the unreadable ones are in `unreadable`.
+
+        With `changed_since`, a moment on the ledger's clock, a store may leave out what was last written before it.
+        """
 
     def unreadable(self) -> list[tuple[str, str]]:
         """Return (id, why) of the records that cannot be read and are not known to be released; they are never touched.

@@ -12,10 +12,8 @@ from datetime import datetime
 
 from mlinfra_prefect.errors import BudgetExceeded
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import OPEN, LeaseRecord
 from mlinfra_prefect.model.request import TrainingRequest
-
-OPEN = tuple(state for state in State if state is not State.RELEASED)
 
 
 def worst_case_usd(request: TrainingRequest, usd_per_hour: float, seconds: float, spent_usd: float = 0.0) -> float:

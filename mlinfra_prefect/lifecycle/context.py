@@ -26,7 +26,7 @@ from mlinfra_prefect.lifecycle.ledger_place import from_environment, ledger_addr
 from mlinfra_prefect.lifecycle.platform import Platform
 from mlinfra_prefect.model.endpoint import EndpointRecord
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import OPEN, LeaseRecord
 from mlinfra_prefect.model.ledger_address import LedgerAddress
 from mlinfra_prefect.model.marks import common_marks, marks
 from mlinfra_prefect.terraform import Engine, Slots, Stack, find_engine, recorded_engine
@@ -163,7 +163,7 @@ class Context:
         found = self.ledger.read(record_id)
         if found is None:
             # In a shared ledger a name that nobody has would cost a call for each record that ever was.
-            states = [state for state in State if state is not State.RELEASED] if self.shared else None
+            states = OPEN if self.shared else None
             named = [
                 seen.record
                 for seen in self.ledger.records(states=states)

@@ -22,7 +22,7 @@ from mlinfra_prefect.aws import S3Ledger, buckets, deadman, environment as envir
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.errors import InvalidInput, LeaseHeld
 from mlinfra_prefect.lifecycle.context import STACKS, Context
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import OPEN
 from mlinfra_prefect.terraform import Stack, gate, planned
 from mlinfra_prefect.terraform.idle_price import IdlePrice, idle
 
@@ -169,16 +169,15 @@ def refuse_leases(context: Context, made: AwsEnvironment) -> None:
     Raises:
         LeaseHeld: names what is.
     """
-    open_states = [state for state in State if state is not State.RELEASED]
     held = [
         seen.record.id
-        for seen in context.ledger.records(states=open_states)
+        for seen in context.ledger.records(states=OPEN)
         if seen.record.platform == "aws" and seen.record.environment == made.name
     ]
     address = buckets.ledger_of(made)
     if address is not None:  # it goes with its bucket, so whatever it keeps must be gone
         with contextlib.closing(S3Ledger(address)) as ledger:
-            held += [seen.record.id for seen in ledger.records(states=open_states) if seen.record.id not in held]
+            held += [seen.record.id for seen in ledger.records(states=OPEN) if seen.record.id not in held]
     held += [each for each in buckets.leased(made) if each.partition(" ")[0] not in held]
     if held:
         raise LeaseHeld(

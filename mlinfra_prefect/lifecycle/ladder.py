@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import takewhile
 
 from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
 from mlinfra_prefect.lifecycle.platform import Platform
@@ -135,11 +136,7 @@ def described(attempt: Attempt) -> str:
 
 def _family(offer: Offer) -> tuple[str, str, str]:
     """What a quota counts together, as far as names tell: ``g`` of g6.xlarge, in one region and market."""
-    return (
-        offer.region,
-        offer.market,
-        offer.type[: len(offer.type) - len(offer.type.lstrip("abcdefghijklmnopqrstuvwxyz"))],
-    )
+    return offer.region, offer.market, "".join(takewhile(str.isalpha, offer.type))
 
 
 def _rung(attempt: Attempt) -> tuple[str, str, str]:

@@ -13,7 +13,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.versions import endpoint_of
 from mlinfra_prefect.model.endpoint import IN_ROLLOUT, EndpointRecord, RolloutRecord, VersionState
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import OPEN, State
 
 DRAINED_SECONDS = 10.0
 """How long requests in flight to a version that goes are waited for."""
@@ -67,7 +67,7 @@ def leave_whole(context: Context, record: RolloutRecord | EndpointRecord) -> lis
 def release_versions(context: Context, endpoint: EndpointRecord) -> list[str]:
     """Begin the release of every rollout of an endpoint and wait for it. Bounded; returns what is left, in words."""
     waiting: list[str] = []
-    for seen in context.ledger.records(states=[state for state in State if state is not State.RELEASED]):
+    for seen in context.ledger.records(states=OPEN):
         record = seen.record
         if not isinstance(record, RolloutRecord) or record.endpoint != endpoint.id:
             continue

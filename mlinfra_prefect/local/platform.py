@@ -20,6 +20,7 @@ from typing import Any
 
 from mlinfra_prefect.agent.archive import build_archive
 from mlinfra_prefect.agent.folders import private_folder
+from mlinfra_prefect.agent.leftovers import keep_logs_only
 from mlinfra_prefect.agent.wire import write_json
 from mlinfra_prefect.errors import EndpointNotReady, InvalidInput, NodeLost
 from mlinfra_prefect.local import client, process, routing, tokens
@@ -35,7 +36,6 @@ from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
 from mlinfra_prefect.model.stack import Found, StackInput
 
-KEPT_OF_A_JOB = frozenset({"log.txt", "events.jsonl", "status.json"})
 AGENT_END_SECONDS = 6.0
 """How long an agent may take to end once its grant is revoked, before it is killed."""
 
@@ -221,18 +221,7 @@ class LocalPlatform:
         if isinstance(record, EndpointRecord):
             with contextlib.suppress(OSError):
                 (node_dir.parent.parent / TOKEN).unlink(missing_ok=True)
-        if not node_dir.is_dir():
-            return
-        logs = node_dir.parent.parent / "logs"
-        with contextlib.suppress(OSError):
-            logs.mkdir(mode=0o700, exist_ok=True)
-            for log in node_dir.glob("jobs/*/*"):
-                if log.name in KEPT_OF_A_JOB and log.is_file() and not log.is_symlink():
-                    shutil.copyfile(log, logs / f"{log.parent.name}.{log.name}")
-            for log in node_dir.glob("*.log"):
-                shutil.copyfile(log, logs / f"{attempt.number}.{log.name}")
-        shutil.rmtree(node_dir, ignore_errors=True)
-        shutil.rmtree(node_dir.parent / "staging", ignore_errors=True)
+        keep_logs_only(node_dir, attempt.number)
 
     def route(self, endpoint: EndpointRecord, seconds: float = routing.ROUTE_SECONDS) -> Served:
         """Have the router route as the record says, and wait until it does (see `local.routing.route`)."""

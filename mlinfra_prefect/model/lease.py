@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from mlinfra_prefect.errors import IllegalTransition
+from mlinfra_prefect.model import metering
 from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
@@ -42,6 +43,8 @@ TRANSITIONS: Mapping[State, frozenset[State]] = {
     State.RELEASED: frozenset(),
 }
 LIVE = frozenset({State.REQUESTED, State.PROVISIONING, State.READY})
+OPEN = tuple(state for state in State if state is not State.RELEASED)
+"""In which somebody still has to do something about a record."""
 
 
 class AttemptState(StrEnum):
@@ -61,10 +64,6 @@ ATTEMPT_TRANSITIONS: Mapping[AttemptState, frozenset[AttemptState]] = {
     AttemptState.RELEASING: frozenset({AttemptState.RELEASED}),
     AttemptState.RELEASED: frozenset(),
 }
-
-
-NOTHING_RENTED = ("CapacityUnavailable", "QuotaExceeded")
-"""Outcomes of an attempt after which no machine was there; the names of errors, as `Attempt.outcome` begins."""
 
 
 class Attempt(Record):
@@ -137,16 +136,14 @@ class Attempt(Record):
     @property
     def rents_nothing(self) -> bool:
         """Whether it is known to have cost nothing: nothing was applied, or there was nothing to be had."""
-        return self.applied_at is None or (not self.nodes and self.outcome.startswith(NOTHING_RENTED))
-
-    def metered_seconds(self, now: datetime) -> float:
-        """For how long its meter has run, until `now` at most."""
-        began, ended = self.launched_at or self.applied_at, self.stopped_at or self.gone_at or now
-        return 0.0 if self.rents_nothing or began is None else max(0.0, (ended - began).total_seconds())
+        return metering.rents_nothing(self.applied_at, self.outcome, nodes=bool(self.nodes))
 
     def cost_usd(self, now: datetime) -> float:
         """What it has cost until `now`, by the second, disks included."""
-        return self.metered_seconds(now) / 3600 * self.offer.usd_per_hour
+        began, until = self.launched_at or self.applied_at, self.stopped_at or self.gone_at or now
+        if self.rents_nothing or began is None:
+            return 0.0
+        return metering.cost_usd(began, until, self.offer.usd_per_hour)
 
 
 class Client(Record):

@@ -33,9 +33,11 @@ GRACE_SECONDS = 10.0
 """Between SIGINT and SIGKILL past the deadline: time for Terraform to write its state."""
 GROUP_SECONDS = 1.0
 """How long to see the rest of a killed group gone; where nobody reaps orphans it never is."""
+ORPHAN_SECONDS = 3.0
+"""How long the providers of a Terraform that was killed may go on: the time for the answer to a call."""
 
 ENDED_BY_ITSELF = (0, 1, 2)
-"""Exit statuses after which Terraform has ended its providers; a signal or a crash leaves them to the lock."""
+"""Exit statuses after which Terraform has ended its providers; after a signal or a crash they are ended here."""
 
 _left_running: list[subprocess.Popen[bytes]] = []
 """Processes that an exception made us leave: kept so that no finaliser complains about, or waits for, one of them."""
@@ -101,10 +103,15 @@ def run(
                 f"'{_name(argv)}' in {cwd} went past its deadline and was stopped.",
                 "Its state may miss resources: look for them by tag.",
             )
-        if process.returncode in ENDED_BY_ITSELF:
-            lock.release(descriptor)
         if process.returncode < 0:
             suspect(f"{_name(argv)} was ended by signal {-process.returncode}")
+        if process.returncode in ENDED_BY_ITSELF:
+            lock.release(descriptor)
+        elif not _group_gone(process, ORPHAN_SECONDS):
+            # Idle, they would keep the lock for ever; busy, they make what nobody would write down.
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            _group_gone(process, GROUP_SECONDS)
         if follow:
             follow()
         return Finished(process.returncode, stdout, stderr, time.monotonic() - started)
@@ -200,8 +207,19 @@ def _stop(process: subprocess.Popen[bytes], grace: float) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        until = time.monotonic() + GROUP_SECONDS
-        while time.monotonic() < until:
-            os.killpg(process.pid, 0)  # raises as soon as nobody is left
-            time.sleep(0.01)
+        _group_gone(process, GROUP_SECONDS)
     process.wait()
+
+
+def _group_gone(process: subprocess.Popen[bytes], seconds: float) -> bool:
+    """Wait for the end of a group whose first process has ended; True as soon as nobody is left."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        time.sleep(0.01)
+    return False

@@ -20,7 +20,7 @@ from mlinfra_prefect.keeper import cloud_sweeping
 from mlinfra_prefect.keeper.passes import Notes, Pass
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import OPEN, LeaseRecord, State
 from mlinfra_prefect.terraform import lock
 from mlinfra_prefect.testing.aws import Emulator
 from mlinfra_prefect.testing.records import path_to, sample_lease
@@ -87,7 +87,9 @@ def sweep(context: Context) -> Sweep:
 
     def sweep(*, unknown_before: float = 0.0, **how: object) -> Pass:
         notes = Notes()
-        cloud_sweeping.sweep_clouds(context, notes, unknown_before=unknown_before, **how)  # type: ignore[arg-type]
+        cloud_sweeping.sweep_clouds(
+            context, notes, context.ledger.records(states=OPEN), unknown_before=unknown_before, **how
+        )  # type: ignore[arg-type]
         return notes.done()
 
     return sweep
@@ -380,7 +382,7 @@ def test_a_home_that_used_no_cloud_asks_none(account: Account, house: House) -> 
     since = account.aws.proxy.requests
     fresh = Context(house.home)
     cloud_access.lend(house.home, os.environ)
-    cloud_sweeping.sweep_clouds(fresh, Notes(), unknown_before=0.0)
+    cloud_sweeping.sweep_clouds(fresh, Notes(), (), unknown_before=0.0)
     fresh.ledger.close()
     assert account.aws.proxy.requests == since
 
@@ -413,6 +415,8 @@ def test_two_ledgers_in_one_account_end_their_own_and_nothing_of_the_other(
         other.ledger.create(record, actor="test", reason="written by a test")
         sweep()
         assert set(account.running()) == {mine[1], theirs, stranger}
-        cloud_sweeping.sweep_clouds(other, Notes(), unknown_before=0.0 + time.time() - 600)
+        cloud_sweeping.sweep_clouds(
+            other, Notes(), other.ledger.records(states=OPEN), unknown_before=0.0 + time.time() - 600
+        )
         assert set(account.running()) == {mine[1], theirs}
         other.ledger.close()

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import closing, suppress
+from datetime import timedelta
+from pathlib import Path
 
+import pytest
 from keeper_harness import House
+
+from mlinfra_prefect.keeper import overdue
+from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
+from mlinfra_prefect.local.process import carriers
+from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.lease import AttemptState
+from mlinfra_prefect.terraform import in_flight, lock
+from mlinfra_prefect.testing.records import sample_attempt, sample_lease
 
 
 def operations(house: House, lease: str) -> list[int]:
@@ -79,3 +92,44 @@ def test_until_quiet_goes_on_until_only_what_lives_or_is_stuck_is_left(house: Ho
     began = time.monotonic()
     assert kept in house.reap()["released"]
     assert time.monotonic() - began < 60
+
+
+def test_a_provider_whose_terraform_is_dead_is_ended_and_one_whose_terraform_lives_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds the stack's lock and says nothing more: waiting for the deadline would keep what was made until then."""
+    monkeypatch.setattr(overdue, "ORPHAN_SECONDS", 0.1)
+    provider = tmp_path / "terraform-provider-aws_v5"
+    shutil.copy("/bin/sleep", provider)
+    with closing(Context(Home(tmp_path / "home")).ledger) as ledger:
+        context = Context(Home(tmp_path / "home"))
+        attempt = sample_attempt().revised(
+            directory=str(tmp_path), state=AttemptState.APPLYING, operation="apply",
+            operation_deadline=ledger.now() + timedelta(hours=1),
+        )  # fmt: skip
+        record = sample_lease(ledger_id=ledger.ledger_id).revised(attempts=(attempt,))
+        marks = {"MLINFRA_LEDGER_ID": ledger.ledger_id, "MLINFRA_LEASE_ID": record.id}
+        held = lock.acquire(tmp_path / LOCK_NAME)
+        terraform = subprocess.Popen(
+            ["/bin/sh", "-c", f"{provider} 60 & echo $! > {tmp_path}/pid; wait"],
+            env={**os.environ, **marks}, pass_fds=(held,), start_new_session=True,
+        )  # fmt: skip
+        os.close(held)
+        try:
+            until = time.monotonic() + 10
+            while len(carriers(ledger.ledger_id, record.id)) < 2 or not (tmp_path / "pid").read_text():
+                assert time.monotonic() < until
+                time.sleep(0.01)
+            assert overdue.must_wait_for(context, record)
+            assert not overdue.end_overdue_terraform(context, record)
+            terraform.kill()
+            terraform.wait()
+            assert in_flight(tmp_path / LOCK_NAME)
+            assert not overdue.must_wait_for(context, record)
+            assert overdue.end_overdue_terraform(context, record)
+            assert context.open_stack(tmp_path, record, attempt.number).suspect
+        finally:
+            with suppress(OSError, ValueError):
+                os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+            terraform.kill()
+            terraform.wait()

@@ -197,6 +197,18 @@ def test_listing_what_is_open_costs_the_same_whatever_was_released(moto, bucket,
     assert len([key for key in keys(bucket) if "/open/" in key]) == 2
 
 
+def test_what_was_released_long_ago_costs_no_read(moto, bucket, ledger):
+    """Tombstones by the day they were written: what a reaper's pass reads does not grow for ever."""
+    for number in range(3):
+        walk(ledger, ledger.create(sample_lease(f"gone-{number}"), actor="test", reason=""), State.RELEASED)
+    gone = {each.record.id for each in ledger.records(states=[State.RELEASED])}
+    for after, ids, reads in ((timedelta(minutes=-5), gone, 3), (timedelta(minutes=5), set(), 0)):
+        since, moment = moto.proxy.requests, ledger.now() + after
+        found = ledger.records(states=[State.RELEASED], changed_since=moment)
+        assert {each.record.id for each in found} == ids
+        assert moto.proxy.count("GetObject", since=since) == reads
+
+
 def test_a_client_that_died_between_hold_and_record_blocks_no_name_for_ever():
     """For the grace the name is its own; then it is free. A client that only stood still gives its record up."""
     now = [datetime(2026, 1, 1, tzinfo=UTC)]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import mlinfra_prefect
+from mlinfra_prefect.agent import identity
 from mlinfra_prefect.errors import EngineMissing, OperationTimedOut
 from mlinfra_prefect.terraform import Stack, events, in_flight, lock, process
 
@@ -193,6 +194,18 @@ def test_a_program_that_dies_by_a_signal_is_suspect(tmp_path: Path, deadline: fl
     finished, reasons = _run(["/bin/sh", "-c", "kill -9 $$"], tmp_path, deadline=deadline)
     assert finished.returncode == -signal.SIGKILL
     assert reasons == ["terraform -c was ended by signal 9"]
+
+
+def test_providers_do_not_outlive_a_terraform_that_was_killed(
+    tmp_path: Path, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Idle, one would hold the stack's lock for ever: nobody could destroy what the apply had made."""
+    monkeypatch.setattr(process, "ORPHAN_SECONDS", 0.2)
+    finished, _ = _run(["/bin/sh", "-c", "sleep 60 & echo $! > child; kill -9 $$"], tmp_path, deadline=deadline)
+    assert finished.returncode == -signal.SIGKILL
+    pid = int((tmp_path / "child").read_text())
+    _until(lambda: identity.start_time(pid) is None, "the end of the provider")
+    assert not in_flight(tmp_path / "lock")
 
 
 def test_a_program_that_does_not_start_is_a_missing_engine(tmp_path: Path, deadline: float) -> None:
