@@ -26,11 +26,25 @@ from mlinfra_prefect.integration.deployments import locked_template
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 POOL = "here"
+TRIES = 30
 NAMES = {
     "model-lifecycle/on-demand", "model-lifecycle/nightly", "model-lifecycle/on-dataset", "reap/every-minute",
     "release/for-run",
 }  # fmt: skip
 START_SECONDS, EVENT_SECONDS = 120.0, 60.0
+
+
+class Patient(httpx.HTTPTransport):
+    """Asks again where the server is busy: its SQLite is locked now and then, and Prefect's own client asks again."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        for _ in range(TRIES):
+            answer = super().handle_request(request)
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE:
+                break
+            answer.close()
+            time.sleep(1)
+        return answer
 
 
 class Server:
@@ -41,7 +55,7 @@ class Server:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}/api"
-        self.api = httpx.Client(base_url=self.url, timeout=90)
+        self.api = httpx.Client(base_url=self.url, timeout=90, transport=Patient())
         self.place = place
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         self.env = {
@@ -265,7 +279,7 @@ def _plain(trigger: dict[str, Any]) -> dict[str, Any]:
 def test_a_worker_anywhere_runs_what_is_installed(registered, home, tmp_path) -> None:
     """No checkout beside it, no pull step: flows are imported by module, and a wrong form ends in one sentence."""
     wrong = registered.started("model-lifecycle/on-demand", accelerator="NOPE")
-    quiet = registered.started("reap/every-minute")
+    registered.started("reap/every-minute")
     registered.does(
         "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--run-once", cwd=tmp_path,
         PREFECT_WORKER_PREFETCH_SECONDS="0",
@@ -273,8 +287,9 @@ def test_a_worker_anywhere_runs_what_is_installed(registered, home, tmp_path) ->
     message = registered.api.get(f"/flow_runs/{wrong}").json()["state"]["message"]
     assert "accelerator: 'NOPE' is not a known accelerator" in message
     assert "\n" not in message
-    state = registered.api.get(f"/flow_runs/{quiet}").json()["state"]
-    assert (state["type"], state["message"]) == ("COMPLETED", "Nothing to release.")
+    # Ours, or the one of this minute: the later one of two is cancelled.
+    states = [each["state"] for each in registered.runs_of("reap/every-minute")]
+    assert ("COMPLETED", "Nothing to release.") in [(each["type"], each["message"]) for each in states]
 
 
 @pytest.mark.parametrize("parameters", [{"epochs": "many"}, {"epochs": 0}, {"accelerator": 4}, {"max_minutes": 1.5}])
