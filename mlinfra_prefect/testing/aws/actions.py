@@ -21,6 +21,8 @@ _OBJECT_ACTIONS = {
     "ListObjects": "ListBucket", "HeadBucket": "ListBucket", "ListObjectVersions": "ListBucketVersions",
     "ListMultipartUploads": "ListBucketMultipartUploads", "ListBuckets": "ListAllMyBuckets",
 }  # fmt: skip
+PREFIXES = {"tagging": "tag"}
+"""Services whose actions begin with another word than the one that signs for them."""
 _EC2_IDS = re.compile(r"(i|vol|eni|sg|lt|fleet|sir|eipalloc)-[0-9a-f-]+")
 
 
@@ -57,7 +59,7 @@ def asked_of(request: Request, path: str, query: str, body: bytes) -> list[Asked
     context |= {f"aws:requesttag/{key}".lower(): (value,) for key, value in tags.items()}
     if tags:
         context["aws:tagkeys"] = tuple(tags)
-    action = f"{operation.service}:{operation.name}"
+    action = f"{PREFIXES.get(operation.service, operation.service)}:{operation.name}"
     if operation.service == "ec2":
         ids = [value for value in request.form.values() if _EC2_IDS.fullmatch(value)]
         # What is made from others is judged by what is asked for it; what is changed, by what it is.

@@ -1,0 +1,114 @@
+"""Rule: the roles that an environment makes are enough for what they are for, in an account whose policies hold.
+
+Creator: plan, lease, train, release. Reaper, in another home with the same ledger: take over and give back.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from aws_place import REGION, Account, House, house_in, require_provider, until
+
+from mlinfra_prefect.testing.aws import Emulator
+
+PROJECT = Path(__file__).parent / "project"
+CLIENT = """
+import numpy as np
+import aws_work
+from mlinfra_prefect import lease
+with lease("cpu", platform="aws", max_minutes=15, grace_seconds=20) as infra:
+    print(infra.run(aws_work.fit, np.arange(6.0)).metrics["mean"])
+"""
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def account(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Account]:
+    require_provider(tmp_path_factory.mktemp("provider"))
+    with Emulator(iam=True) as aws:
+        found = Account(aws)
+        yield found
+        left = found.running()
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def house(account: Account) -> Iterator[House]:
+    """A home whose environment an administrator made, and which has the creator's role from then on."""
+    patch = pytest.MonkeyPatch()
+    with house_in(account, patch) as made:
+        try:
+            said = made.says("init", "aws", "--yes", "--region", REGION)
+            made.env |= taken(account, "creator")
+            made.env["MLINFRA_LEDGER"] = f"s3://{said['made']['state_bucket']}/ledger"
+            yield made
+        finally:
+            patch.undo()
+
+
+def taken(account: Account, role: str) -> dict[str, str]:
+    arn = f"arn:aws:iam::{account.aws.account}:role/mlinfra-prefect-{role}-dev"
+    keys = account.client("sts").assume_role(RoleArn=arn, RoleSessionName="test")["Credentials"]
+    return {
+        "AWS_ACCESS_KEY_ID": keys["AccessKeyId"], "AWS_SECRET_ACCESS_KEY": keys["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": keys["SessionToken"],
+    }  # fmt: skip
+
+
+def denied(account: Account) -> list[str]:
+    """What anybody, the nodes too, was not allowed to do."""
+    return [
+        f"{each.operation} {each.path}" for each in account.aws.proxy.log
+        if each.phase == "answered" and each.status in {401, 403}
+    ]  # fmt: skip
+
+
+def kill_what_keeps(house: House) -> None:
+    """SIGKILL of the processes of a home that keep its leases, as if their host were gone."""
+    for process in psutil.process_iter():
+        try:
+            ours = process.environ().get("MLINFRA_HOME") == str(house.root)
+            if ours and any("keeper" in word for word in process.cmdline()):
+                process.kill()
+        except (psutil.Error, OSError):
+            continue
+
+
+def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house: House) -> None:
+    """From the client to the node and back, nothing is refused."""
+    assert house.cli("plan", "cpu", "--platform", "aws").returncode == 0
+    ran = subprocess.run(
+        [sys.executable, "-c", CLIENT], env=house.environment(PYTHONPATH=str(PROJECT)), cwd=PROJECT,
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout) == (0, "2.5\n"), ran.stderr
+    assert not account.running()
+    assert denied(account) == []
+
+
+def test_the_reaper_may_take_over_in_another_home_and_give_back(account: Account, house: House) -> None:
+    """The home that made it, and its Terraform state, are out of reach: tags decide, in two clean looks."""
+    lease = house.says("up", "cpu", "--platform", "aws", "--name", "left")["id"]
+    assert account.of(lease)
+    kill_what_keeps(house)
+    other = House(account, house.root.parent / "other")
+    other.home.ensure()
+    other.env |= taken(account, "reaper") | {"MLINFRA_LEDGER": house.env["MLINFRA_LEDGER"]}
+    assert other.cli("reap").returncode == 0
+    assert account.of(lease), "it lives until its deadline"
+    given_back = other.cli("release", lease)
+    assert given_back.returncode == 0, given_back.stderr
+    assert "clean: the last two looks found nothing" in given_back.stdout
+    until(lambda: not account.running(), "the machine has ended")
+    assert not {each for each in account.tagged() if each.startswith("LaunchTemplates")}
+    assert denied(account) == []
+    refused = other.cli("up", "cpu", "--platform", "aws")
+    assert refused.returncode == 1
+    assert "lack the permission ssm:GetParameter" in refused.stderr
+    assert not account.running()
