@@ -74,6 +74,7 @@ class AwsPlatform:
     found_by_mark = True
     most_attempts = 12
     destroys_later = True
+    takes_secrets = False
 
     def __init__(
         self, *, cache: Path, place: Path, stacks: Path, settings: Callable[[str], AwsSettings],

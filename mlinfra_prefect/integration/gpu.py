@@ -21,6 +21,7 @@ from mlinfra_prefect.integration import phase, runs
 from mlinfra_prefect.integration.lease import lease
 from mlinfra_prefect.integration.requesting import RequestLike, as_request
 from mlinfra_prefect.integration.work import Options, callable_work, on_node
+from mlinfra_prefect.lifecycle.planning import refuse_secrets_there
 from mlinfra_prefect.lifecycle.training import Work
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -96,7 +97,9 @@ def _wrapped(function: Callable[P, R], request: TrainingRequest, options: Option
     def prepared(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Work:
         runs.refuse_elsewhere()
         _refuse_flow_body(function)
-        return callable_work(phase.context(), function, args, kwargs, options)
+        here = phase.context()
+        refuse_secrets_there(here, request, options.secrets)
+        return callable_work(here, function, args, kwargs, options)
 
     if inspect.iscoroutinefunction(function):
 

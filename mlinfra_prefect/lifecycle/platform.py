@@ -86,6 +86,10 @@ class Platform(Protocol):
         """How many attempts in a row may fail before a lease is given up."""
 
     @property
+    def takes_secrets(self) -> bool:
+        """Whether a training can be given secrets there."""
+
+    @property
     def destroys_later(self) -> bool:
         """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 

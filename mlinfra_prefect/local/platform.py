@@ -50,6 +50,7 @@ class LocalPlatform:
     emulated = True
     most_attempts = 2
     destroys_later = False
+    takes_secrets = True
     remarks: tuple[str, ...] = ()
 
     def __init__(self, *, cache: Path, stacks: Path, here: Callable[[datetime], float] = datetime.timestamp) -> None:

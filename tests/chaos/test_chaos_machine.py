@@ -144,6 +144,7 @@ class FakePlatform:
     def __init__(self, world: World) -> None:
         self.world = world
         self.destroys_later = world.cloud
+        self.takes_secrets = True
 
     def account(self, _: str) -> str:
         return ""

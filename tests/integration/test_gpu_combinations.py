@@ -11,7 +11,7 @@ from prefect import flow, task
 from prefect.cache_policies import INPUTS
 
 from mlinfra_prefect import gpu
-from mlinfra_prefect.errors import UnsupportedHere
+from mlinfra_prefect.errors import InvalidInput, UnsupportedHere
 from mlinfra_prefect.integration.gpu import gpu as gpu_itself
 from mlinfra_prefect.model.lease import State
 
@@ -209,6 +209,13 @@ def test_gpu_under_flow_is_refused_when_it_is_called(asked: Asked) -> None:
     run = flow(node(node_work.add))
     with pytest.raises(UnsupportedHere, match=r"under @flow.*Put @gpu on a task"):
         run(1)
+    assert asked.leases == []
+
+
+def test_secrets_for_a_platform_that_cannot_give_them_are_refused_before_anything_is_rented(asked: Asked) -> None:
+    """On AWS a value would lie in the bucket; that is known before a machine is paid for."""
+    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN.*platform aws"):
+        gpu("cpu", platform="aws", secrets={"TOKEN": "env:PATH"})(node_work.add)(1)
     assert asked.leases == []
 
 
