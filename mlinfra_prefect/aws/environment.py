@@ -50,6 +50,14 @@ class AwsEnvironment(Record):
     instance_profile: Line = Field(title="Instance profile", description="Of nodes.")
     node_role_id: Line = Field(title="Node role", description="Its unique id, part of a node's place in the bucket.")
     regions: tuple[AwsRegion, ...] = Field(title="Regions", description="The home region first.")
+    mirrors: tuple[Line, ...] = Field(
+        default=(), title="Mirrors", description="Ranges where package mirrors answer, for nodes with egress mirror.",
+        examples=[["10.20.0.0/16"]],
+    )  # fmt: skip
+    input_buckets: tuple[Line, ...] = Field(
+        default=(), title="Input buckets", description="From which the creator's role may take inputs.",
+        examples=[["our-datasets"]],
+    )  # fmt: skip
     made_at: Moment = Field(title="Made at", description="When `init aws` was last done, in UTC.")
 
     def region(self, name: str) -> AwsRegion:

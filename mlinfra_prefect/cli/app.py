@@ -322,7 +322,8 @@ def doctor(*, as_json: Json = False) -> int:
 @app.command(sort_key=11)
 def init(
     platform: Literal["aws"], /, *, environment: str = "dev", region: tuple[str, ...] = (), profile: str = "default",
-    egress: str | None = None, destroy: Flag = False, yes: Flag = False, as_json: Json = False,
+    egress: str | None = None, mirror: tuple[str, ...] = (), input_bucket: tuple[str, ...] = (),
+    destroy: Flag = False, yes: Flag = False, as_json: Json = False,
 ) -> int:  # fmt: skip
     """Make what an environment shares on a cloud, once: buckets, network, roles.
 
@@ -334,6 +335,9 @@ def init(
         region: Where; the first is the home of its buckets. Several: one option each. The AWS configuration's if none.
         profile: default (nodes with a public address and nothing that lets anybody in), or hardened (private subnets).
         egress: What nodes can reach: internet, mirror or none. internet with default, none with hardened.
+        mirror: A range of addresses in which package mirrors answer, with egress mirror. Several: one option each.
+        input_bucket: A bucket that whoever has the creator's role may name in inputs. Several: one option each. Those
+            of before if none; '' for none at all.
         destroy: Destroy what was made. Refused while anything of it is leased.
         yes: Ask nothing.
         as_json: Print JSON.
@@ -342,8 +346,8 @@ def init(
     from mlinfra_prefect.cli import initialising
 
     return initialising.init(
-        environment=environment, regions=region, profile=profile, egress=egress, destroy=destroy, yes=yes,
-        as_json=as_json,
+        environment=environment, regions=region, profile=profile, egress=egress, mirrors=mirror,
+        input_buckets=input_bucket, destroy=destroy, yes=yes, as_json=as_json,
     )  # fmt: skip
 
 

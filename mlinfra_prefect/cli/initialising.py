@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import get_args
 
 from mlinfra_prefect.aws import environment as environments, quotas
@@ -20,10 +23,12 @@ from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.names import is_id
 from mlinfra_prefect.model.record import parsed
 
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+
 
 def init(
-    *, environment: str, regions: tuple[str, ...], profile: str, egress: str | None, destroy: bool, yes: bool,
-    as_json: bool,
+    *, environment: str, regions: tuple[str, ...], profile: str, egress: str | None, mirrors: tuple[str, ...],
+    input_buckets: tuple[str, ...], destroy: bool, yes: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Make what an environment shares on AWS, or destroy it; asks before it does."""
     if not is_id(environment):
@@ -31,7 +36,11 @@ def init(
     context = opened()
     if destroy:
         return _destroy(environment, yes=yes)
-    wanted = _wanted(environment, regions, profile, egress)
+    wanted = replace(
+        _wanted(environment, regions, profile, egress),
+        mirrors=_each(mirrors, "mirror", _is_range, "a range of addresses such as 10.20.0.0/16"),
+        input_buckets=_each(input_buckets, "input-bucket", BUCKET.fullmatch, "the name of a bucket"),
+    )
     proposal = initialising.propose(context, wanted)
     if not as_json:
         _show(proposal)
@@ -82,6 +91,21 @@ def _wanted(environment: str, regions: tuple[str, ...], profile: str, egress: st
     return Wanted(environment, tuple(dict.fromkeys(named)), profile, chosen)  # type: ignore[arg-type]  # checked above
 
 
+def _each(said: tuple[str, ...], option: str, fits: Callable[[str], object], what: str) -> tuple[str, ...] | None:
+    """What was said; None: nothing was. One empty text says that there shall be none."""
+    for each in said:
+        if each and not fits(each):
+            raise InvalidInput(option, f"{each!r} is not {what}", "Nothing was created.")
+    return tuple(dict.fromkeys(each for each in said if each)) if said else None
+
+
+def _is_range(text: str) -> bool:
+    try:
+        return "/" in text and bool(ipaddress.ip_network(text))
+    except ValueError:
+        return False
+
+
 def _show(proposal: Proposal) -> None:
     out, wanted = screen(), proposal.wanted
     told = Facts()
@@ -89,6 +113,10 @@ def _show(proposal: Proposal) -> None:
     told.fact("account", proposal.account)
     told.fact("regions", ", ".join(wanted.regions))
     told.fact("profile", f"{wanted.profile}, egress {wanted.egress}")
+    if wanted.mirrors:
+        told.fact("mirrors", ", ".join(wanted.mirrors))
+    if wanted.input_buckets:
+        told.fact("inputs from", ", ".join(wanted.input_buckets))
     told.fact("creates", _counted(proposal.creates) or "nothing")
     if proposal.changes:
         told.fact("changes", _counted(proposal.changes), "bold yellow")

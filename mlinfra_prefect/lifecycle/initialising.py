@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,13 +36,15 @@ Egress = Literal["internet", "mirror", "none"]
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What an environment shall share. `regions`: the home region first."""
+    """What an environment shall share. `regions`: the home region first. None: as it was made before, or nothing."""
 
     environment: str
     regions: tuple[str, ...]
     profile: Profile = "default"
     egress: Egress = "internet"
     zones: int = 3
+    mirrors: tuple[str, ...] | None = None
+    input_buckets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +86,9 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
     account = environments.account()
     _refuse_long_name(wanted, account)
     _refuse_another_home(context, wanted, account)
-    _refuse_lost_regions(wanted)
+    made = environments.look_up(wanted.environment, wanted.regions[0])
+    _refuse_lost_regions(wanted, made)
+    wanted = _as_before(wanted, made)
     there = buckets.exists(environments.state_bucket(wanted.environment, account, wanted.regions[0]), wanted.regions[0])
     foreign = _is_foreign(context, wanted, account)
     parts = _parts(context, wanted, account)
@@ -133,7 +137,7 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
         state_bucket=state_bucket, artifact_bucket=str(shared["artifact_bucket"]),
         instance_profile=str(shared["instance_profile"]), node_role_id=str(shared["node_role_id"]),
         regions=tuple(_region(part.region, outputs[part.name]) for part in proposal.parts if part.in_bucket),
-        made_at=context.ledger.now(),
+        mirrors=wanted.mirrors or (), input_buckets=wanted.input_buckets or (), made_at=context.ledger.now(),
     )  # fmt: skip
     environments.save(made, context.home.aws)
     return made
@@ -150,6 +154,7 @@ def unmake(context: Context, name: str, tell: Callable[[str], None] = lambda _: 
     made = environments.load(name, context.home.aws)
     refuse_leases(context, made)
     wanted = Wanted(name, tuple(each.name for each in made.regions), made.profile, made.egress)
+    wanted = _as_before(wanted, made)
     for part in reversed(_parts(context, wanted, made.account)):
         if part.in_bucket:
             if part.stack == "aws-shared":
@@ -225,9 +230,24 @@ def _refuse_another_home(context: Context, wanted: Wanted, account: str) -> None
         )
 
 
-def _refuse_lost_regions(wanted: Wanted) -> None:
+def _as_before(wanted: Wanted, made: AwsEnvironment | None) -> Wanted:
+    """What is not said stays as it was made: whoever runs `init` again takes nobody's right away by not knowing of it.
+
+    Raises:
+        InvalidInput: ranges of mirrors that this egress does not reach.
+    """
+    mirrors, buckets_ = wanted.mirrors, wanted.input_buckets
+    if mirrors and wanted.egress != "mirror":
+        raise InvalidInput("mirror", f"egress {wanted.egress!r} reaches none", "Say --egress mirror.")
+    if mirrors is None:
+        mirrors = made.mirrors if made is not None and wanted.egress == "mirror" else ()
+    if buckets_ is None:
+        buckets_ = made.input_buckets if made is not None else ()
+    return replace(wanted, mirrors=mirrors, input_buckets=buckets_)
+
+
+def _refuse_lost_regions(wanted: Wanted, made: AwsEnvironment | None) -> None:
     """Refuse to forget a region: its network would be there, and nobody would know of it any more."""
-    made = environments.look_up(wanted.environment, wanted.regions[0])
     lost = [each.name for each in made.regions if each.name not in wanted.regions] if made is not None else []
     if lost:
         options = " ".join(f"--region {each}" for each in (*wanted.regions, *lost))
@@ -254,6 +274,7 @@ def _parts(context: Context, wanted: Wanted, account: str) -> tuple[Part, ...]:
             "artifact_bucket": environments.artifact_bucket(wanted.environment, account, home),
             "dead_man": {"archive": str(archive.path), "sha256": archive.sha256}, "dashboard": True,
             "regions": list(wanted.regions), "emulated": emulated,
+            "mirrors": list(wanted.mirrors or ()), "input_buckets": list(wanted.input_buckets or ()),
         }),
     ]  # fmt: skip
     for region in wanted.regions[1:]:
@@ -324,6 +345,7 @@ def as_json(proposal: Proposal) -> str:
     return json.dumps({
         "environment": proposal.wanted.environment, "account": proposal.account,
         "regions": list(proposal.wanted.regions), "profile": proposal.wanted.profile, "egress": proposal.wanted.egress,
+        "mirrors": list(proposal.wanted.mirrors or ()), "input_buckets": list(proposal.wanted.input_buckets or ()),
         "creates": dict(proposal.creates), "changes": dict(proposal.changes),
         "idle_usd_per_month": round(proposal.usd_per_month, 2),
     }, indent=1)  # fmt: skip

@@ -17,12 +17,14 @@ from aws_place import REGION, Account, House, house_in, require_provider, until
 from mlinfra_prefect.testing.aws import Emulator
 
 PROJECT = Path(__file__).parent / "project"
+DATA = "our-datasets"
 CLIENT = """
 import numpy as np
 import aws_work
 from mlinfra_prefect import lease
 with lease("cpu", platform="aws", max_minutes=15, grace_seconds=20) as infra:
     print(infra.run(aws_work.fit, np.arange(6.0)).metrics["mean"])
+    print(infra.with_options(inputs={"rows": "s3://our-datasets/today/"}).run(aws_work.of_input, "rows"))
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -44,7 +46,9 @@ def house(account: Account) -> Iterator[House]:
     patch = pytest.MonkeyPatch()
     with house_in(account, patch) as made:
         try:
-            said = made.says("init", "aws", "--yes", "--region", REGION)
+            account.client("s3").create_bucket(Bucket=DATA)
+            account.client("s3").put_object(Bucket=DATA, Key="today/rows.txt", Body=b"1 2 3")
+            said = made.says("init", "aws", "--yes", "--region", REGION, "--input-bucket", DATA)
             made.env |= taken(account, "creator")
             made.env["MLINFRA_LEDGER"] = f"s3://{said['made']['state_bucket']}/ledger"
             yield made
@@ -81,13 +85,13 @@ def kill_what_keeps(house: House) -> None:
 
 
 def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house: House) -> None:
-    """From the client to the node and back, nothing is refused."""
+    """From the client to the node and back, nothing is refused, inputs from a granted bucket included."""
     assert house.cli("plan", "cpu", "--platform", "aws").returncode == 0
     ran = subprocess.run(
         [sys.executable, "-c", CLIENT], env=house.environment(PYTHONPATH=str(PROJECT)), cwd=PROJECT,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert (ran.returncode, ran.stdout) == (0, "2.5\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, "2.5\n1 2 3\n"), ran.stderr
     assert not account.running()
     assert denied(account) == []
 

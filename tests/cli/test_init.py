@@ -92,6 +92,9 @@ def refuses(house: House, account: Account, capsys: pytest.CaptureFixture[str]) 
         (["--region", "Frankfurt"], "regions.0: "),
         (["--region", REGION, "--region", "us-east-1; rm"], "regions.1: "),
         ([word for number in range(9) for word in ("--region", f"eu-west-{number}")], "regions: "),
+        (["--mirror", "10.0.0.1"], "mirror: '10.0.0.1' is not a range of addresses such as 10.20.0.0/16"),
+        (["--mirror", "10.0.0.0/8"], "mirror: egress 'internet' reaches none. Say --egress mirror."),
+        (["--input-bucket", "s3://ours"], "input-bucket: 's3://ours' is not the name of a bucket"),
         (["--destroy", "--environment", "Dev"], "environment: 'Dev' is not a name"),
     ],
 )

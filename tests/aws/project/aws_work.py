@@ -35,6 +35,13 @@ def fit(rows: Any, steps: int = 3) -> ModelArtifact:
     return here.artifact(format="json", metrics={"mean": float(rows.mean())})  # type: ignore[return-value]
 
 
+def of_input(name: str) -> str:
+    """What lies in an input."""
+    return "".join(
+        path.read_text() for path in sorted(Path(os.environ[f"MLINFRA_INPUT_{name.upper()}"]).rglob("*.txt"))
+    )
+
+
 def until_told(step: int) -> int:
     """Train until it is told to stop; then commit a checkpoint and return."""
     here = node()
