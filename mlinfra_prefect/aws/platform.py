@@ -74,6 +74,7 @@ class AwsPlatform:
     found_by_mark = True
     most_attempts = 12
     destroys_later = True
+    has_packages_of_flow = False
     takes_secrets = False
 
     def __init__(

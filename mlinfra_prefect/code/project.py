@@ -6,6 +6,7 @@ a ``pyproject.toml`` makes a directory a project; without one, the function's ow
 
 from __future__ import annotations
 
+import re
 import tempfile
 import tomllib
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ TABLE = "mlinfra-prefect"
 # MiB. Code is text; past this it is data that slipped in, and it would be uploaded with every change.
 DEFAULT_MAX_CODE_MIB = 64
 LARGEST_MAX_CODE_MIB = 4096
+_COMMENT = re.compile(r"(^|\s)#.*$")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +32,14 @@ class ProjectCode:
             ``.gitignore`` names it.
         exclude: patterns in the same syntax, taken away last.
         max_code_mib: the largest package, in MiB, uncompressed.
+        requirements: the file, in the project, that says what a node needs that has no packages of the flow's.
     """
 
     declared: bool
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     max_code_mib: int = DEFAULT_MAX_CODE_MIB
+    requirements: str = ""
 
 
 def find_root(start: Path) -> Path | None:
@@ -93,7 +97,48 @@ def read_project(root: Path) -> ProjectCode:
         include=_patterns(table, "include"),
         exclude=_patterns(table, "exclude"),
         max_code_mib=_mib(table),
+        requirements=_requirements(table),
     )
+
+
+def read_requirements(root: Path) -> tuple[str, ...]:
+    """Return what the project's requirements file asks for, one requirement each, hashes with it; empty: it names none.
+
+    Such a file is what ``pip-compile`` and ``uv export --no-emit-project`` write, or one written by hand.
+
+    Raises:
+        InvalidInput: the file is not in the project, cannot be read, or has a line that is no requirement.
+    """
+    name = read_project(root).requirements
+    if not name:
+        return ()
+    field, path = f"[tool.{TABLE}] requirements", (root / name).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise InvalidInput(field, f"{name!r} is not in the project {root}.", "Name a file in it.")
+    try:
+        lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(field, f"{path} cannot be read: {error}.", "Name a text file.") from error
+    found = []
+    for line in lines:
+        text = " ".join(_COMMENT.sub("", line).split())
+        if text.startswith("-"):
+            raise InvalidInput(
+                field, f"{name} has an option of pip: {text!r}.",
+                "Write requirements only, with --hash if you like, as `uv export --no-emit-project` does.",
+            )  # fmt: skip
+        if text:
+            found.append(text)
+    return tuple(found)
+
+
+def _requirements(table: dict[str, Any]) -> str:
+    value = table.get("requirements", "")
+    if not isinstance(value, str):
+        raise InvalidInput(
+            f"[tool.{TABLE}] requirements", "is not the name of a file.", 'Write requirements = "requirements.txt".'
+        )
+    return value
 
 
 def _patterns(table: dict[str, Any], key: str) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.code import check_signature, prepare, resolve, write_archive
+from mlinfra_prefect.code.project import read_requirements
 from mlinfra_prefect.code.reference import names_for_annotations
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.lifecycle.context import Context
@@ -116,6 +117,7 @@ def callable_work(
         inputs=dict(options.inputs),
         secrets=dict(options.secrets),
         requirements=tuple(options.requirements),
+        project_requirements=read_requirements(prepared.package.root) if prepared.package else (),
         resume=None if options.resume is None else resume_key(options.resume, params),
         grace_seconds=options.grace_seconds,
         progress_timeout_seconds=_seconds(options.progress_timeout_minutes),
@@ -146,6 +148,7 @@ def job_work(context: Context, job: TrainingJob) -> Work:
         inputs=dict(job.inputs),
         secrets=dict(job.secrets),
         requirements=tuple(job.requirements),
+        project_requirements=read_requirements(prepared.package.root) if prepared.package else (),
         resume=None if job.resume is None else resume_key(job.resume, job.params),
         grace_seconds=job.grace_seconds,
         progress_timeout_seconds=_seconds(job.progress_timeout_minutes),

@@ -86,6 +86,10 @@ class Platform(Protocol):
         """How many attempts in a row may fail before a lease is given up."""
 
     @property
+    def has_packages_of_flow(self) -> bool:
+        """Whether a training there sees the packages of the flow's interpreter."""
+
+    @property
     def takes_secrets(self) -> bool:
         """Whether a training can be given secrets there."""
 

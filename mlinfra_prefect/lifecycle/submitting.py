@@ -46,7 +46,10 @@ def submitted(
     private_folder(staged)
     if work.code_archive is not None:
         shutil.copyfile(work.code_archive, staged / "code.zip")
-    environment = digest("environment", json.dumps(dict(work.versions)), *work.requirements)
+    # What the project says of itself, where the flow's own packages are not on the node.
+    own = () if context.platform(record.platform).has_packages_of_flow else work.project_requirements
+    requirements = list(dict.fromkeys((*own, *work.requirements)))
+    environment = digest("environment", json.dumps(dict(work.versions)), *requirements)
     lineage = Lineage(
         name=as_line(work.label), lease_id=record.id, environment=record.environment, code_hash=work.code_hash,
         request_hash=record.request_hash, environment_hash=environment, params=dict(work.params),
@@ -69,7 +72,7 @@ def submitted(
         "params": dict(work.params),
         "inputs": inputs,
         "artifacts": {each.id: str(context.artifacts.verified(each.id).path) for each in found},
-        "requirements": list(work.requirements),
+        "requirements": requirements,
         "secrets": sorted(secrets),
         "grace_seconds": work.grace_seconds or record.request.grace_seconds,
         "progress_timeout_seconds": work.progress_timeout_seconds,

@@ -55,6 +55,7 @@ class Work:
     inputs: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
+    project_requirements: tuple[str, ...] = ()
     resume: str | None = None
     grace_seconds: float | None = None
     progress_timeout_seconds: float | None = None

@@ -50,6 +50,7 @@ class LocalPlatform:
     emulated = True
     most_attempts = 2
     destroys_later = False
+    has_packages_of_flow = True
     takes_secrets = True
     remarks: tuple[str, ...] = ()
 

@@ -5,8 +5,10 @@ Creator: plan, lease, train, release. Reaper, in another home with the same ledg
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from mlinfra_prefect import lease
 with lease("cpu", platform="aws", max_minutes=15, grace_seconds=20) as infra:
     print(infra.run(aws_work.fit, np.arange(6.0)).metrics["mean"])
     print(infra.with_options(inputs={"rows": "s3://our-datasets/today/"}).run(aws_work.of_input, "rows"))
+    print(infra.run(aws_work.version_of, "tiny"))
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -65,6 +68,21 @@ def taken(account: Account, role: str) -> dict[str, str]:
     }  # fmt: skip
 
 
+def project_that_needs_a_package(place: Path) -> Path:
+    """The project of these tests, whose requirements file names a package that no interpreter here has."""
+    shutil.copytree(PROJECT, place)
+    wheel = place.parent / "tiny-1.2-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny.py", "")
+        archive.writestr("tiny-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: tiny\nVersion: 1.2\n")
+        archive.writestr("tiny-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("tiny-1.2.dist-info/RECORD", "")
+    with (place / "pyproject.toml").open("a") as file:
+        file.write('\n[tool.mlinfra-prefect]\nrequirements = "requirements.txt"\n')
+    (place / "requirements.txt").write_text(f"# what a training needs\ntiny @ {wheel.as_uri()}\n")
+    return place
+
+
 def denied(account: Account) -> list[str]:
     """What anybody, the nodes too, was not allowed to do."""
     return [
@@ -84,14 +102,15 @@ def kill_what_keeps(house: House) -> None:
             continue
 
 
-def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house: House) -> None:
-    """From the client to the node and back, nothing is refused, inputs from a granted bucket included."""
+def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house: House, tmp_path: Path) -> None:
+    """Nothing is refused; inputs come from a granted bucket, and packages as the project's file says."""
     assert house.cli("plan", "cpu", "--platform", "aws").returncode == 0
+    project = project_that_needs_a_package(tmp_path / "project")
     ran = subprocess.run(
-        [sys.executable, "-c", CLIENT], env=house.environment(PYTHONPATH=str(PROJECT)), cwd=PROJECT,
+        [sys.executable, "-c", CLIENT], env=house.environment(PYTHONPATH=str(project)), cwd=project,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert (ran.returncode, ran.stdout) == (0, "2.5\n1 2 3\n"), ran.stderr
+    assert (ran.returncode, ran.stdout) == (0, "2.5\n1 2 3\n1.2\n"), ran.stderr
     assert not account.running()
     assert denied(account) == []
 

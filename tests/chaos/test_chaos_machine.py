@@ -144,7 +144,7 @@ class FakePlatform:
     def __init__(self, world: World) -> None:
         self.world = world
         self.destroys_later = world.cloud
-        self.takes_secrets = True
+        self.takes_secrets = self.has_packages_of_flow = True
 
     def account(self, _: str) -> str:
         return ""

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from mlinfra_prefect.code import collect, find_root
+from mlinfra_prefect.code.project import read_requirements
 from mlinfra_prefect.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ def test_a_path_included_in_full_outweighs_gitignore(project):
         ("[tool.mlinfra-prefect]\nexclude = [1]", "exclude"),
         ("[tool.mlinfra-prefect]\nmax_code_mib = 0", "max_code_mib"),
         ("[tool.mlinfra-prefect]\nmax_code_mib = true", "max_code_mib"),
+        ("[tool.mlinfra-prefect]\nrequirements = ['numpy']", "requirements"),
         ('[tool]\nmlinfra-prefect = "x"', "mlinfra-prefect"),
     ],
 )
@@ -167,6 +169,38 @@ def test_a_wrong_pyproject_is_an_error_that_names_the_key(project, text, field):
     with pytest.raises(InvalidInput) as caught:
         collect(project({"pyproject.toml": text}))
     assert field in caught.value.field
+
+
+NAMES_THEM = '[tool.mlinfra-prefect]\nrequirements = "needs.txt"'
+
+
+def test_the_file_of_requirements_is_read_with_its_hashes(project):
+    """As pip-compile and uv export write it: comments, markers, and hashes on lines that go on."""
+    text = (
+        "# by hand\n\nnumpy==2.1.0 \\\n    --hash=sha256:aa \\\n    --hash=sha256:bb\n"
+        "torch>=2; sys_platform == 'linux'  # the GPU one\nthing @ https://example.org/thing.whl#sha256=cc\n"
+    )
+    root = project({"pyproject.toml": NAMES_THEM, "needs.txt": text})
+    assert read_requirements(root) == (
+        "numpy==2.1.0 --hash=sha256:aa --hash=sha256:bb", "torch>=2; sys_platform == 'linux'",
+        "thing @ https://example.org/thing.whl#sha256=cc",
+    )  # fmt: skip
+    assert read_requirements(project({"pyproject.toml": "[project]\nname = 'x'"})) == ()
+
+
+@pytest.mark.parametrize("line", ["-e .", "-r more.txt", "--index-url https://example.org"])
+def test_an_option_of_pip_in_it_is_refused(project, line):
+    """It could name files that do not travel, and indexes that nobody agreed to."""
+    with pytest.raises(InvalidInput, match="has an option of pip"):
+        read_requirements(project({"pyproject.toml": NAMES_THEM, "needs.txt": f"numpy\n{line}\n"}))
+
+
+@pytest.mark.parametrize("name", ["absent.txt", "../outside.txt", "/etc/hosts"])
+def test_a_file_of_requirements_that_is_not_there_is_refused(project, name):
+    """It lies in the project, or it is none of its."""
+    with pytest.raises(InvalidInput) as caught:
+        read_requirements(project({"pyproject.toml": f'[tool.mlinfra-prefect]\nrequirements = "{name}"'}))
+    assert "requirements" in caught.value.field
 
 
 def test_keys_of_the_table_that_are_not_about_code_are_left_alone(project):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,11 @@ def of_input(name: str) -> str:
     return "".join(
         path.read_text() for path in sorted(Path(os.environ[f"MLINFRA_INPUT_{name.upper()}"]).rglob("*.txt"))
     )
+
+
+def version_of(distribution: str) -> str:
+    """Which version of a package the training has."""
+    return metadata.version(distribution)
 
 
 def until_told(step: int) -> int:
