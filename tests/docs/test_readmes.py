@@ -124,7 +124,7 @@ def test_configuration_loads(page: Path, block: md.Block, tmp_path: Path, monkey
         table = values
     config = load_config(tmp_path)
     assert set(table.get("environments", {})) <= set(config.environments)
-    assert set(table) <= {"environments", "terraform", "ledger", "include", "exclude", "max_code_mib"}
+    assert set(table) <= {"environments", "terraform", "ledger", "include", "exclude", "max_code_mib", "requirements"}
 
 
 @pytest.mark.parametrize(("page", "block"), all_blocks("yaml"))
