@@ -17,7 +17,8 @@ import pytest
 from keeper_harness import CACHE, House
 
 RUNNER = """
-import subprocess, sys
+import signal, subprocess, sys
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored by what nohup started
 sys.exit(subprocess.run([sys.executable, {script!r}]).returncode)
 """
 
