@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import json
-import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,10 +19,9 @@ from mlinfra_prefect.lifecycle import cloud_access, initialising
 from mlinfra_prefect.lifecycle.initialising import Egress, Profile, Proposal, Wanted
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.home import Home
+from mlinfra_prefect.model.ledger_address import BUCKET
 from mlinfra_prefect.model.names import is_id
 from mlinfra_prefect.model.record import parsed
-
-BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 
 
 def init(

@@ -153,8 +153,10 @@ def unmake(context: Context, name: str, tell: Callable[[str], None] = lambda _: 
     """
     made = environments.load(name, context.home.aws)
     refuse_leases(context, made)
-    wanted = Wanted(name, tuple(each.name for each in made.regions), made.profile, made.egress)
-    wanted = _as_before(wanted, made)
+    wanted = Wanted(
+        name, tuple(each.name for each in made.regions), made.profile, made.egress,
+        mirrors=made.mirrors, input_buckets=made.input_buckets,
+    )  # fmt: skip
     for part in reversed(_parts(context, wanted, made.account)):
         if part.in_bucket:
             if part.stack == "aws-shared":
@@ -236,14 +238,14 @@ def _as_before(wanted: Wanted, made: AwsEnvironment | None) -> Wanted:
     Raises:
         InvalidInput: ranges of mirrors that this egress does not reach.
     """
-    mirrors, buckets_ = wanted.mirrors, wanted.input_buckets
+    mirrors, inputs = wanted.mirrors, wanted.input_buckets
     if mirrors and wanted.egress != "mirror":
         raise InvalidInput("mirror", f"egress {wanted.egress!r} reaches none", "Say --egress mirror.")
     if mirrors is None:
         mirrors = made.mirrors if made is not None and wanted.egress == "mirror" else ()
-    if buckets_ is None:
-        buckets_ = made.input_buckets if made is not None else ()
-    return replace(wanted, mirrors=mirrors, input_buckets=buckets_)
+    if inputs is None:
+        inputs = made.input_buckets if made is not None else ()
+    return replace(wanted, mirrors=mirrors, input_buckets=inputs)
 
 
 def _refuse_lost_regions(wanted: Wanted, made: AwsEnvironment | None) -> None:

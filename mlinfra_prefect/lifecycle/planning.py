@@ -39,8 +39,10 @@ def refuse_secrets_there(context: Context, request: TrainingRequest, secrets: Co
     Raises:
         InvalidInput: the first of them; also what `admitted` refuses.
     """
+    if not secrets:
+        return
     platform = admitted(context, request).platform or "local"
-    if secrets and not context.platform(platform).takes_secrets:
+    if not context.platform(platform).takes_secrets:
         raise InvalidInput(
             f"secrets.{min(secrets)}", f"cannot be given to a training on platform {platform}",
             "Let the training read it from where it may, or train on platform local.",

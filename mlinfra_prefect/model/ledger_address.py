@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mlinfra_prefect.errors import InvalidInput
 
 LEDGER_VARIABLE = "MLINFRA_LEDGER"
-_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _SEGMENT = re.compile(r"[A-Za-z0-9._=@-]{1,128}")
 LONGEST_PREFIX = 512
 """S3 allows keys of 1,024 bytes; what the ledger puts behind its prefix takes less than 128."""
@@ -45,7 +45,7 @@ def parse_address(text: str, *, field: str) -> LedgerAddress:
         raise InvalidInput(field, f"{shown} is no address of a shared ledger", _REMEDY)
     bucket, _, prefix = rest.partition("/")
     prefix = prefix.removesuffix("/")
-    if not _BUCKET.fullmatch(bucket) or ".." in bucket:
+    if not BUCKET.fullmatch(bucket) or ".." in bucket:
         raise InvalidInput(field, "the bucket's name must be 3 to 63 of a-z, 0-9, '.' and '-'", _REMEDY)
     segments = prefix.split("/") if prefix else []
     if len(prefix) > LONGEST_PREFIX or not all(_SEGMENT.fullmatch(each) and each.strip(".") for each in segments):

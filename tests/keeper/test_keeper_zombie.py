@@ -101,8 +101,8 @@ def test_a_provider_whose_terraform_is_dead_is_ended_and_one_whose_terraform_liv
     monkeypatch.setattr(overdue, "ORPHAN_SECONDS", 0.1)
     provider = tmp_path / "terraform-provider-aws_v5"
     shutil.copy("/bin/sleep", provider)
-    with closing(Context(Home(tmp_path / "home")).ledger) as ledger:
-        context = Context(Home(tmp_path / "home"))
+    context = Context(Home(tmp_path / "home"))
+    with closing(context.ledger) as ledger:
         attempt = sample_attempt().revised(
             directory=str(tmp_path), state=AttemptState.APPLYING, operation="apply",
             operation_deadline=ledger.now() + timedelta(hours=1),
