@@ -123,8 +123,22 @@ class AwsPlatform:
         return environments.load(name, self._place)
 
     def account(self, environment: str) -> str:
-        """The account that an environment was initialised in."""
-        return self.environment(environment).account
+        """The account that an environment was initialised in, and that this process is logged in to now.
+
+        Asked each time: prices and quotas are remembered, and a login can have expired since.
+
+        Raises:
+            PermanentError: this process is logged in to another account.
+            MlinfraError: it is logged in to none.
+        """
+        made, mine = self.environment(environment).account, environments.account()
+        if mine != made:
+            raise PermanentError(
+                f"Environment {environment!r} is in account {made}, and this login is of account {mine}. "
+                "Nothing was created.",
+                f"Log in to account {made}, or make an environment there: mlinfra-prefect init aws",
+            )
+        return made
 
     def check_login(self, record: KeptRecord) -> None:
         """In another account nothing of a record is there, which must not read as gone.

@@ -117,6 +117,8 @@ def ask(
     request = admitted(context, request)
     client = beating(context, client, request.environment)
     _, offer = choose_offer(context, request)
+    # Before anything is lent or written: a client without a login would take the keeper the one that it has.
+    account = context.platform(request.platform or "local").account(request.environment)
     if request.platform != "local":
         if not context.shared and not context.platform(request.platform or "local").emulated:
             refuse_passing_file_system(context.home.ledger)
@@ -154,7 +156,7 @@ def ask(
             request_hash=request.hash,
             python=sys.executable,
             deadline=now + timedelta(seconds=seconds),
-            account=context.platform(request.platform or "local").account(request.environment),
+            account=account,
             reserved_usd=worst_case_usd(request, offer.usd_per_hour, seconds),
         )
         refuse_beyond_cap(context, record)

@@ -98,7 +98,7 @@ class Platform(Protocol):
         """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 
     def account(self, environment: str) -> str:
-        """Whose account an environment is in; empty: there is none."""
+        """Whose account an environment is in; empty: none. Raises where this process is not logged in to it."""
 
     def check_login(self, record: KeptRecord) -> None:
         """Raise where this process is logged in to another account than a record's: it would see nothing of it."""

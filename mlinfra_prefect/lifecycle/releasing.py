@@ -243,7 +243,8 @@ def _stop_meter(context: Context, record: KeptRecord, number: int) -> KeptRecord
 def _destroy(context: Context, record: KeptRecord, number: int) -> KeptRecord:
     attempt = attempt_of(record, number)
     platform, place = context.platform(record.platform), context.directory(record, attempt.directory)
-    platform.check_login(record)  # a state that is refreshed in another account names nothing
+    if attempt.applied_at is not None:
+        platform.check_login(record)  # a state that is refreshed in another account names nothing
     created, destroyed, how = attempt.resources, attempt.destroyed, "is destroyed"
     if place.is_dir():
         if attempt.operation != DESTROY or attempt.operation_deadline is None:

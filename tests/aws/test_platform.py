@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -14,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aws_place import CACHE, REGION, SECOND, Account, House, house_in, usable
+from aws_place import CACHE, REGION, SECOND, Account, House, context_of, house_in, usable
 
-from mlinfra_prefect.aws import platform as platforms, rungs, tags
+from mlinfra_prefect.aws import environment as environments, platform as platforms, rungs, tags
 from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.images import Image
 from mlinfra_prefect.aws.platform import AwsPlatform
@@ -31,9 +32,12 @@ from mlinfra_prefect.errors import (
     UnsupportedHere,
 )
 from mlinfra_prefect.lifecycle.context import STACKS
+from mlinfra_prefect.lifecycle.leasing import Key, ask
+from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.environment import AwsSettings
-from mlinfra_prefect.model.lease import Attempt, LeaseRecord
+from mlinfra_prefect.model.lease import Attempt, Client, LeaseRecord
 from mlinfra_prefect.model.offer import Offer
+from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.testing.aws import Emulator
 from mlinfra_prefect.testing.records import MOMENT, sample_attempt, sample_endpoint, sample_lease, sample_offer
@@ -114,6 +118,45 @@ def fleet(account: Account, record: LeaseRecord, *types: str, region: str = REGI
     )  # fmt: skip
     ids = [each for group in made["Instances"] for each in group["InstanceIds"]]
     return {"fleet_id": made["FleetId"], "nodes": [{"id": each} for each in ids]}
+
+
+# --- the login, before anything is written ---------------------------------------------------------------------------
+
+
+def ask_in(house: House) -> LeaseRecord:
+    """Ask for a lease in the house's ledger, as a client does."""
+    client = Client(kind="process", process=identify(os.getpid()))
+    asked = ask(
+        context_of(house), TrainingRequest(accelerator="cpu", platform="aws"),
+        key=Key("run", "training", str(time.time_ns())), owner=Owner(user="tester", host="here"), client=client,
+    )  # fmt: skip
+    return asked.record
+
+
+@pytest.mark.parametrize(
+    ("code", "sentence"),
+    [("", "there are no AWS credentials"), ("ExpiredToken", "credentials have expired"), ("", "this login is of acc")],
+    ids=["none", "expired", "another account"],
+)
+def test_a_login_that_cannot_rent_is_told_before_a_record_is_written_or_a_good_login_is_replaced(
+    house: House, account: Account, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, code: str, sentence: str
+) -> None:
+    """Prices and quotas are remembered, so nothing else would notice: the record would be stuck from the beginning."""
+    record = ask_in(house)
+    lent = {path.name: path.read_bytes() for path in house.home.aws.glob("login*")}
+    assert lent
+    if sentence.startswith("this login"):
+        monkeypatch.setattr(environments, "account", lambda: "999999999999")
+    elif code:
+        account.aws.fail("GetCallerIdentity", status=403, code=code)
+    else:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "absent"))
+    with pytest.raises(PermanentError, match=sentence):
+        ask_in(house)
+    assert [each.record.id for each in context_of(house).ledger.records()] == [record.id]
+    assert {path.name: path.read_bytes() for path in house.home.aws.glob("login*")} == lent
 
 
 # --- offers -----------------------------------------------------------------------------------------------------------

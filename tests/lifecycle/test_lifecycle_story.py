@@ -25,6 +25,7 @@ from mlinfra_prefect.lifecycle.provisioning import provision
 from mlinfra_prefect.lifecycle.receipts import write_receipt
 from mlinfra_prefect.lifecycle.releasing import release_pass
 from mlinfra_prefect.lifecycle.resuming import other_code
+from mlinfra_prefect.local.platform import LocalPlatform
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.lease import AttemptState, Keeper, LeaseRecord, State
 from mlinfra_prefect.terraform import Stack
@@ -219,6 +220,7 @@ def test_a_record_released_while_it_was_planned_is_not_applied(
     monkeypatch.setattr(Stack, "apply", crash)
     after = provision(context, record)
     assert (after.state, after.attempts[0].applied_at) == (State.RELEASING, None)
+    monkeypatch.setattr(LocalPlatform, "check_login", crash)  # and where nothing exists, no login is needed to say so
     assert release_pass(context, after).state is State.RELEASED
 
 
@@ -307,6 +309,7 @@ STEP = """
 import os, sys
 from mlinfra_prefect.keeper.operate import step
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.local.platform import LocalPlatform
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.lease import Keeper
 os._exit(step(Context(), sys.argv[1], Keeper(place="process", process=identify())))
