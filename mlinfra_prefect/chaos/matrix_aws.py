@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing, playing_cloud as cloud
+from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_late
 from mlinfra_prefect.chaos.cloud import HOME_REGION
 from mlinfra_prefect.chaos.matrix import ASKING, OPERATION, REAPING, STOPS
 from mlinfra_prefect.chaos.plan import Row
@@ -73,6 +73,11 @@ def _zombie(chance: Random) -> dict[str, Any]:
     more = chance.choice([(), ("operation",), ("operation", "keeper"), ("client", "keeper", "operation", "pass")])
     victims = ["terraform", "provider", "spawner", *more]
     return _options(chance, operation="CreateFleet", victims=victims, hold=round(chance.uniform(5.0, 40.0), 3))
+
+
+def _late(chance: Random) -> dict[str, Any]:
+    # The second attempt trains half a minute after the first one was killed.
+    return _options(chance, hold=round(chance.uniform(30.0, 75.0), 3))
 
 
 def _ending_refused(chance: Random) -> dict[str, Any]:
@@ -159,6 +164,9 @@ ROWS = (
     _row("aws-zombie", "Terraform and provider killed while CreateFleet is held: the machine appears afterwards, and a "
          "reaper ends it, the free part of it two minutes after the release", cloud.zombie, victims=(), reaper=True,
          options=_zombie, extra=SETTLES_SECONDS, weight=6),
+    _row("aws-late-machine", "the same, and the machine appears beside the next attempt, which trains: the late one is "
+         "ended and the live one is not; then somebody, or everybody, is killed", playing_late.late_machine, victims=(),
+         reaper=True, options=_late, weight=3),
     _row("aws-launch-refused", "CreateFleet or CreateLaunchTemplate answers 500, 403, too often, or nothing",
          cloud.refused, victims=(), options=_launching, operation=True, weight=6),
     _row("aws-launch-refused-for-ever", "CreateFleet throttled, or 500, for ever: bounded by the operation's deadline",

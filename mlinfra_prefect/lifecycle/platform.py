@@ -5,7 +5,7 @@ Every method is idempotent. A thing that is absent is success for the verbs that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import Found, JobStatus, StackInput
+from mlinfra_prefect.model.stack import Found, JobStatus, Late, StackInput
 
 
 class Node(Protocol):
@@ -97,6 +97,10 @@ class Platform(Protocol):
     def destroys_later(self) -> bool:
         """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 
+    @property
+    def late_looks(self) -> tuple[float, ...]:
+        """Seconds after a failed attempt's meter was stopped at which `end_late` is asked; empty: nothing is late."""
+
     def account(self, environment: str) -> str:
         """Whose account an environment is in; empty: there is none."""
 
@@ -134,6 +138,12 @@ class Platform(Protocol):
 
     def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:
         """End what costs money, with the right verb for its kind."""
+
+    def end_late(self, record: KeptRecord, attempts: Sequence[Attempt]) -> tuple[Late, ...]:
+        """End what of these attempts, and of no other, appeared after their meters were stopped, and say what that was.
+
+        Idempotent; raises NotYetDestroyed where something could not be looked for, or not be told to end.
+        """
 
     def sweep(self, record: KeptRecord) -> Search:
         """Look for anything that carries the record's id, end it, and say both."""

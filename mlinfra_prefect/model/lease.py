@@ -132,6 +132,18 @@ class Attempt(Record):
         default=None, title="Meter stopped at", description="When its machines were told to end; None: not yet."
     )
     gone_at: Moment | None = Field(default=None, title="Gone at", description="When it was destroyed; None: not yet.")
+    looked_at: Moment | None = Field(
+        default=None,
+        title="Looked again at",
+        description="When it was last looked for machines that appeared after its meter was stopped; None: never.",
+    )
+    late_usd: float = Field(
+        default=0.0,
+        title="Late machines (USD)",
+        description="What machines cost that appeared after its meter was stopped.",
+        ge=0,
+        examples=[0.02],
+    )
 
     @property
     def rents_nothing(self) -> bool:
@@ -142,8 +154,8 @@ class Attempt(Record):
         """What it has cost until `now`, by the second, disks included."""
         began, until = self.launched_at or self.applied_at, self.stopped_at or self.gone_at or now
         if self.rents_nothing or began is None:
-            return 0.0
-        return metering.cost_usd(began, until, self.offer.usd_per_hour)
+            return self.late_usd
+        return self.late_usd + metering.cost_usd(began, until, self.offer.usd_per_hour)
 
 
 class Client(Record):
