@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_late
+from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_hosts, playing_late
 from mlinfra_prefect.chaos.cloud import HOME_REGION
 from mlinfra_prefect.chaos.matrix import ASKING, OPERATION, REAPING, STOPS
 from mlinfra_prefect.chaos.plan import Row
@@ -25,6 +25,10 @@ def needs_emulator() -> str:
     """Why no account can be emulated here."""
     absent = [name for name in ("boto3", "moto", "flask") if importlib.util.find_spec(name) is None]
     return f"needs {' and '.join(absent)}: pip install 'mlinfra_prefect[aws,emulator]'" if absent else ""
+
+
+def _another_host() -> str:
+    return needs_emulator() or playing_hosts.needs_another_host()
 
 
 def _options(chance: Random, **more: Any) -> dict[str, Any]:
@@ -197,6 +201,11 @@ ROWS = (
          cloud.state_lost, victims=(), reaper=True, options=_state, weight=4),
     _row("aws-two-ledgers", "everything killed in one home; another home's machine in the same account lives on",
          cloud.two_ledgers, victims=(EVERYBODY,), reaper=True, weight=3),
+    _row("aws-home-lost", "the ledger in the state bucket; everything killed at any moment, and the home deleted: a "
+         "reaper in another home gives all of it back", playing_hosts.home_lost, victims=(EVERYBODY,), reaper=True,
+         weight=4),
+    _row("aws-host-lost", "the same while it trains, and the reaper is on another host, which can prove nobody dead",
+         playing_hosts.host_lost, victims=(), reaper=True, ttl=True, needs=_another_host, weight=2),
     _row("aws-dead-man", "keeper, flow, ledger, Terraform all gone and no reaper: the machine's own shutdown ends it",
          cloud.dead_man, victims=(), options=_dead_man, weight=2),
 )  # fmt: skip

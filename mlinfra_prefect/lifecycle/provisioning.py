@@ -94,7 +94,7 @@ def _begin_attempt(context: Context, record: KeptRecord, problem: MlinfraError |
     except LeaseLost:
         raise
     except MlinfraError as error:
-        return fail(context, record, _no_more(record, error))
+        return fail(context, record, _no_more(record, error, problem))
 
 
 def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
@@ -168,10 +168,13 @@ def _next_rung(context: Context, record: KeptRecord) -> tuple[tuple[Offer, ...],
     return rung, ladder.deadline(record, price, context.ledger.now())
 
 
-def _no_more(record: KeptRecord, error: MlinfraError) -> MlinfraError:
-    """Why nothing more is tried, with what became of each attempt."""
+def _no_more(record: KeptRecord, error: MlinfraError, problem: MlinfraError | None = None) -> MlinfraError:
+    """Why nothing more is tried, with what became of each attempt; `problem` ended the last one."""
     if type(error) not in ladder.ENDS:
         return error
+    if problem is not None and not any(ladder.lacked(each) for each in tried(record)):
+        # Nobody lacked machines: to look for another region or accelerator would help nobody.
+        return type(problem)(f"{error.message} The last attempt: {problem.message}", problem.remedy)
     # In a word each: a dozen attempts have to fit into a reason, and the attempts table has the rest.
     told = [
         f"attempt {a.number}, {ladder.described(a)}: {a.outcome.partition(':')[0]}" for a in tried(record) if a.outcome
