@@ -326,9 +326,12 @@ class AwsPlatform:
         )
 
     def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
-        """Keep a released node's logs; delete its mirror and its mailbox. Idempotent; files never stop a release."""
-        del record
-        if attempt.mailbox is not None:
+        """Keep a released node's logs; delete its mirror and its mailbox. Idempotent; files never stop a release.
+
+        A mailbox stays in which something lies that could not be kept: the bucket forgets it after its days.
+        """
+        left = {each.left_at for each in record.jobs} if isinstance(record, LeaseRecord) else set()
+        if attempt.mailbox is not None and attempt.mailbox not in left:
             with contextlib.suppress(Exception):  # the bucket forgets mailboxes by itself, after some days
                 self._open(attempt.mailbox, self._mirror(attempt)).empty()
         keep_logs_only(self._mirror(attempt), attempt.number)

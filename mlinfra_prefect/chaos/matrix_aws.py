@@ -81,7 +81,12 @@ def _zombie(chance: Random) -> dict[str, Any]:
 
 def _late(chance: Random) -> dict[str, Any]:
     # The second attempt trains half a minute after the first one was killed.
-    return _options(chance, hold=round(chance.uniform(30.0, 75.0), 3))
+    victims = chance.choice((("client",), ("client", "keeper"), EVERYBODY))
+    return _options(chance, hold=round(chance.uniform(30.0, 75.0), 3), victims=list(victims))
+
+
+def _host(chance: Random) -> dict[str, Any]:
+    return _options(chance, trained=chance.random() < 0.6)
 
 
 def _ending_refused(chance: Random) -> dict[str, Any]:
@@ -204,8 +209,9 @@ ROWS = (
     _row("aws-home-lost", "the ledger in the state bucket; everything killed at any moment, and the home deleted: a "
          "reaper in another home gives all of it back", playing_hosts.home_lost, victims=(EVERYBODY,), reaper=True,
          weight=4),
-    _row("aws-host-lost", "the same while it trains, and the reaper is on another host, which can prove nobody dead",
-         playing_hosts.host_lost, victims=(), reaper=True, ttl=True, needs=_another_host, weight=2),
+    _row("aws-host-lost", "the same while it trains, or when it has trained and nobody has collected: the reaper is on "
+         "another host, can prove nobody dead, and keeps what was trained", playing_hosts.host_lost, victims=(),
+         reaper=True, ttl=True, needs=_another_host, options=_host, weight=2),
     _row("aws-dead-man", "keeper, flow, ledger, Terraform all gone and no reaper: the machine's own shutdown ends it",
          cloud.dead_man, victims=(), options=_dead_man, weight=2),
 )  # fmt: skip

@@ -9,8 +9,12 @@ from pathlib import Path
 
 from mlinfra_prefect.chaos.place import Place
 from mlinfra_prefect.chaos.plan import Plan
-from mlinfra_prefect.chaos.playing_cloud import EVERYBODY
+from mlinfra_prefect.chaos.playing_cloud import EVERYBODY, LOOK_SECONDS
 
+KEPT_SECONDS = 300.0
+"""The lease's TTL, and what a reaper needs."""
+ENDED_SECONDS = 60.0
+UPLOADED_SECONDS = 10.0
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 ANOTHER_BOOT = "0b00757a-0000-4000-8000-00000000000b"
 _BEGIN = f'hostname another && mount --bind "$0" {BOOT_ID} && exec "$@"'
@@ -28,16 +32,38 @@ def home_lost(place: Place, plan: Plan) -> None:
 
 
 def host_lost(place: Place, plan: Plan) -> None:
-    """The same while it trains, and the reaper is on another host: it can prove nobody dead, and waits for the TTL."""
+    """The same while it trains, or has trained and nobody has collected that; the reaper is on another host.
+
+    It can prove nobody dead, so it waits for the TTL. It has the mailbox, and so what the training made: that is kept.
+    """
     place.share_ledger()
-    place.client("lease", seconds=600.0)
+    trained = bool(plan.options["trained"])
+    place.client("lease", seconds=1.0 if trained else 600.0)
     if not place.wait("job"):
+        return
+    place.hit(place.victims("client"), "STOP")  # it collects nothing any more; its keeper would at the release
+    if trained and not _ended(place):
         return
     time.sleep(plan.options["later"])
     _lose(place)
     boot = place.root / "boot"
     boot.write_text(f"{ANOTHER_BOOT}\n")
     place.wrap_reapers = (*ANOTHER_HOST, str(boot))
+    if trained:
+        place.wait_gone(time.time() + KEPT_SECONDS, reaper=True)
+        if not list(place.home.glob("artifacts/*/files/*")):
+            place.problems.append("what was trained is lost: the next keeper did not bring it home")
+
+
+def _ended(place: Place) -> bool:
+    """Wait until nothing trains on the machine any more, and what it made may have left it."""
+    until = time.time() + ENDED_SECONDS
+    while place.victims("training"):
+        if time.time() > until:
+            return False
+        time.sleep(LOOK_SECONDS)
+    time.sleep(UPLOADED_SECONDS)
+    return True
 
 
 def needs_another_host() -> str:

@@ -34,9 +34,19 @@ class Node(Protocol):
         """What the agent last said about its end."""
 
     def submitted(
-        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
-    ) -> AbstractContextManager[None]:
-        """Hand over a staged job; answer its question for secrets while the block runs."""
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> AbstractContextManager[None]:  # fmt: skip
+        """Hand over a staged job; answer its question for secrets while the block runs.
+
+        `origin` is for a keeper in another home, which has nothing of this one (`origin`); plain JSON.
+        """
+
+    def origin(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return what was told when a job was handed over, wherever; None: nothing that outlives that home."""
+
+    def expect(self, job_id: str, upload_dir: Path, store: Path) -> None:
+        """Have the upload and checkpoints of a job that another home handed over brought to this one. Durable."""
 
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> AbstractContextManager[None]:
         """Answer the question for secrets of a job that was handed over before, while the block runs."""

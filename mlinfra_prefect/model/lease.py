@@ -205,6 +205,12 @@ class JobNote(Record):
         description="What it left; None: nothing yet.",
         examples=["a0f3c5d7e9b1a2c4d6e8f"],
     )
+    left_at: Line = Field(
+        default="",
+        title="Left at",
+        description="Where what it made still lies, because it could not be kept; empty: nowhere.",
+        examples=["s3://mlinfra-prefect-artifacts-dev-123456789012-eu-central-1/nodes/AROAEXAMPLE:i-0abc"],
+    )
 
 
 class Kept(Record):
