@@ -35,7 +35,10 @@ BLOCKS_AT_ONCE = 4
 
 @dataclass
 class Handover:
-    """What one job takes along. `upload` writes blocks as they are met; nothing is visible before `finish`."""
+    """What one job takes along; its `origin` is for keepers in other homes.
+
+    `upload` writes blocks as they are met; nothing is visible before `finish`.
+    """
 
     mailbox: Mailbox
     job: dict[str, Any]
@@ -43,6 +46,7 @@ class Handover:
     packs: dict[str, Any] = field(default_factory=dict)
     fetch: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: int | None = None
+    origin: Mapping[str, Any] = field(default_factory=dict)
     _inline: dict[str, str] = field(default_factory=dict)
     _room: int = INLINE_BYTES
     _there: set[str] | None = None
@@ -71,7 +75,7 @@ class Handover:
         """Let the node see the job. Raises MailboxUnavailable."""
         payload = {
             "schema": HANDOVER_SCHEMA, "job": self.job, "packs": self.packs, "fetch": self.fetch,
-            "checkpoint": self.checkpoint, "inline": self._inline,
+            "checkpoint": self.checkpoint, "inline": self._inline, "origin": dict(self.origin),
         }  # fmt: skip
         self.mailbox.put(f"jobs/{self.job['job_id']}.json", json.dumps(payload, allow_nan=False).encode("ascii"))
 

@@ -101,6 +101,17 @@ class Mailbox:
         """Write an object of ``in/``. Raises MailboxUnavailable."""
         self._do("put_object", Key=f"{self.prefix}/in/{name}", Body=body)
 
+    def get(self, name: str) -> bytes | None:
+        """Read an object of ``in/``; None: there is none. Raises MailboxUnavailable."""
+        try:
+            answer = self.client.get_object(Bucket=self.bucket, Key=f"{self.prefix}/in/{name}")
+            body: bytes = answer["Body"].read()
+        except self._errors as error:
+            if code_of(error)[0] in ABSENT:
+                return None
+            raise self._unavailable(error) from error
+        return body
+
     def delete(self, name: str) -> None:
         """Delete an object of ``in/``; an absent one is success. Raises MailboxUnavailable."""
         self._do("delete_object", Key=f"{self.prefix}/in/{name}")

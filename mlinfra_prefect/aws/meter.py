@@ -7,7 +7,7 @@ nothing: the sweep that follows the destroy says what is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from mlinfra_prefect.aws import ending, kinds, tags
@@ -80,8 +80,50 @@ def stop(
     asked = [each.id for each in seen(kinds.SPOT_REQUEST) if each.lives] if spot else []
     requests = told(kinds.SPOT_REQUEST, asked, ending.cancel_spot_requests(client, asked))
     if problems:
-        why = listed([f"{name}: {each.reason}" for name, each in problems.items()], "; ")
-        raise NotYetDestroyed(
-            f"The meter of {lease_id}/{attempt} in {region} may run on: {why}.", next(iter(problems.values())).remedy
-        )
+        raise _may_run_on(f"{lease_id}/{attempt}", region, problems)
     return Stopped(fleets, instances, requests)
+
+
+def stop_late(
+    clients: Clients, region: str, *, ledger_id: str, lease_id: str, attempts: Collection[int], spot: bool
+) -> tuple[kinds.Thing, ...]:
+    """Tell machines of some attempts to end that appeared after `stop`, and return them. Idempotent; waits for nothing.
+
+    One call for all of them where nothing has appeared, and two where spot machines were asked for. What the lease's
+    other attempts have is seen, and left alone.
+
+    Args:
+        clients: of the SDK.
+        region: where the attempts were.
+        ledger_id: of the lease.
+        lease_id: the lease's id.
+        attempts: their numbers.
+        spot: whether any of them asked for spot machines, so that a request may still launch one.
+
+    Raises:
+        NotYetDestroyed: something could not be told to end, or not be looked for; the rest was ended all the same.
+    """
+    client, selection = clients("ec2", region), tags.of_lease(ledger_id, lease_id)
+    problems: dict[str, Refused] = {}
+
+    def living(kind: kinds.Kind) -> list[kinds.Thing]:
+        try:
+            found = kinds.describe(clients, region, kind, selection)
+        except Refused as why:
+            problems[f"{kind.name}s that carry its tags"] = why
+            return []
+        return [each for each in found if each.lives and not each.marks.shared and each.marks.attempt in attempts]
+
+    requests = [each.id for each in living(kinds.SPOT_REQUEST)] if spot else []  # first: they launch
+    problems |= {f"spot request {id_}": why for id_, why in ending.cancel_spot_requests(client, requests).items()}
+    machines = living(kinds.INSTANCE)
+    refused = ending.terminate(client, [each.id for each in machines])
+    problems |= {f"instance {id_}": why for id_, why in refused.items()}
+    if problems:
+        raise _may_run_on(lease_id, region, problems)
+    return tuple(machines)
+
+
+def _may_run_on(whose: str, region: str, problems: dict[str, Refused]) -> NotYetDestroyed:
+    why = listed([f"{name}: {each.reason}" for name, each in problems.items()], "; ")
+    return NotYetDestroyed(f"The meter of {whose} in {region} may run on: {why}.", next(iter(problems.values())).remedy)

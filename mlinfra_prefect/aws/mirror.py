@@ -76,6 +76,11 @@ class Mirror:
             self._polled = time.monotonic()
             return self._index
 
+    def expect(self, job_id: str, upload_dir: str, store: str) -> None:
+        """Write down where what a job leaves goes, and look once more at what was brought without it."""
+        self.carrier.note(job_id, upload_dir, store)
+        self._whole = None
+
     def bring(self) -> Index | None:
         """Look, and bring what is new; blocks while a job that has ended is brought. Returns the index.
 

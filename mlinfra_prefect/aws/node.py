@@ -151,8 +151,9 @@ class BucketNode:
 
     @contextmanager
     def submitted(
-        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
-    ) -> Iterator[None]:
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Iterator[None]:  # fmt: skip
         """Hand a staged job over; it has arrived in the bucket when the block begins.
 
         Raises:
@@ -163,12 +164,30 @@ class BucketNode:
         told = dict(job)
         store = str((told.get("checkpoint") or {}).get("store") or "")
         self._mirror.carrier.note(job_id, str(told["upload_dir"]), store)
-        handover = Handover(self._mailbox, told, lambda _: self._mailbox.client)
+        handover = Handover(self._mailbox, told, lambda _: self._mailbox.client, origin=dict(origin or {}))
         handover.take_all(staged)
         handover.finish()
         private_folder(self.directory / "jobs" / job_id)
         shutil.rmtree(staged, ignore_errors=True)
         yield
+
+    def origin(self, job_id: str) -> Mapping[str, Any] | None:
+        """What `submitted` was told of a job, read from where its node cannot write. One request.
+
+        Raises:
+            MailboxUnavailable: S3 does not answer, or refuses.
+        """
+        body = self._mailbox.get(f"jobs/{job_id}.json")
+        try:
+            found = None if body is None else json.loads(body).get("origin")
+        except (ValueError, AttributeError):
+            return None
+        return found if isinstance(found, dict) and found else None
+
+    def expect(self, job_id: str, upload_dir: Path, store: Path) -> None:
+        """Have what a job leaves brought to these places from now on, as if it had been handed over here."""
+        private_folder(self.directory / "jobs" / job_id)
+        self._mirror.expect(job_id, str(upload_dir), str(store))
 
     @contextmanager
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> Iterator[None]:
@@ -234,12 +253,21 @@ class NoNode:
 
     @contextmanager
     def submitted(
-        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
-    ) -> Iterator[None]:
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Iterator[None]:  # fmt: skip
         """Raises NodeLost: nothing can be handed to it."""
-        del staged, job, secrets
+        del staged, job, secrets, origin
         raise NodeLost(f"Job {job_id} cannot be handed over: its node has never been up.")
         yield
+
+    def origin(self, job_id: str) -> Mapping[str, Any] | None:
+        """It was handed nothing."""
+        del job_id
+        return None
+
+    def expect(self, job_id: str, upload_dir: Path, store: Path) -> None:
+        """Nothing comes from it."""
 
     @contextmanager
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> Iterator[None]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -47,12 +47,14 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import Found, StackInput
+from mlinfra_prefect.model.stack import Found, Late, StackInput
 
 AGENT_URL_SECONDS = 3600
 """For how long a node that boots may fetch the agent's archive."""
 MAILBOX_TRIES = 6
 """Of one call: a job that is handed over while S3 throttles waits some seconds instead of failing."""
+LATE_LOOKS = (30.0, 60.0, 120.0, 300.0, 600.0)
+"""EC2 shows a machine within seconds of its launch, usually, and launches what it has taken on within minutes."""
 POLL_SECONDS = 0.25
 LOOK_SECONDS = 10.0
 """How often a machine that has not reported yet is looked at: it may be gone."""
@@ -74,6 +76,7 @@ class AwsPlatform:
     found_by_mark = True
     most_attempts = 12
     destroys_later = True
+    late_looks = LATE_LOOKS
     has_packages_of_flow = False
     takes_secrets = False
 
@@ -299,6 +302,19 @@ class AwsPlatform:
             fleet_id=attempt.fleet, instance_ids=attempt.nodes, spot=attempt.offer.market == "spot",
         )  # fmt: skip
 
+    def end_late(self, record: KeptRecord, attempts: Sequence[Attempt]) -> tuple[Late, ...]:
+        """End the machines of these attempts that appeared late. One call for each region, two where it was spot."""
+        self.check_login(record)
+        found: list[Late] = []
+        for region in dict.fromkeys(each.offer.region for each in attempts):
+            there = [each for each in attempts if each.offer.region == region]
+            ended = meter.stop_late(
+                client, region, ledger_id=record.ledger_id, lease_id=record.id,
+                attempts={each.number for each in there}, spot=any(each.offer.market == "spot" for each in there),
+            )  # fmt: skip
+            found += [Late(each.marks.attempt or 0, each.id, _moment(each.created)) for each in ended]
+        return tuple(found)
+
     def sweep(self, record: KeptRecord) -> Search:
         """Look for anything that carries the record's tags, in every region that any attempt named, and end it."""
         regions = tuple(dict.fromkeys(each.offer.region for each in record.attempts if each.applied_at is not None))
@@ -324,9 +340,12 @@ class AwsPlatform:
         )
 
     def tidy(self, record: KeptRecord, attempt: Attempt) -> None:
-        """Keep a released node's logs; delete its mirror and its mailbox. Idempotent; files never stop a release."""
-        del record
-        if attempt.mailbox is not None:
+        """Keep a released node's logs; delete its mirror and its mailbox. Idempotent; files never stop a release.
+
+        A mailbox stays in which something lies that could not be kept: the bucket forgets it after its days.
+        """
+        left = {each.left_at for each in record.jobs} if isinstance(record, LeaseRecord) else set()
+        if attempt.mailbox is not None and attempt.mailbox not in left:
             with contextlib.suppress(Exception):  # the bucket forgets mailboxes by itself, after some days
                 self._open(attempt.mailbox, self._mirror(attempt)).empty()
         keep_logs_only(self._mirror(attempt), attempt.number)
@@ -395,6 +414,10 @@ def _became(attempt: Attempt, machine: fleets.Machine) -> Offer | None:
         if offer.type == machine.type:
             return offer.revised(zones=(machine.zone,))
     return None
+
+
+def _moment(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _lease(record: KeptRecord) -> LeaseRecord:

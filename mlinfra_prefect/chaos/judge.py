@@ -16,7 +16,7 @@ from collections.abc import Collection, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 OWN_OUTPUT = ("artifacts", "checkpoints")
 """Directories of a home that hold what trainings wrote: only they may say what they like there."""
@@ -30,6 +30,23 @@ CLEAN_SWEEPS = 2
 POLL_SECONDS = 0.05
 ENDING_SECONDS = 1.0
 """How long a process may take to end."""
+
+
+class Ledger(Protocol):
+    """A ledger that is no file of a home."""
+
+    def ledger_id(self) -> str | None:
+        """Its uuid; None while there is none."""
+
+    def texts(self) -> dict[str, str]:
+        """Every record as it is stored."""
+
+    def history(self, record_id: str) -> list[dict[str, Any]]:
+        """Every line of a record's history."""
+
+
+ELSEWHERE: dict[Path, Ledger] = {}
+"""Homes whose ledger is no file of theirs, and who reads it."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +96,9 @@ def _opened(home: Path) -> contextlib.closing[sqlite3.Connection]:
 
 
 def ledger_id(home: Path) -> str | None:
-    """The ledger's uuid, read with SQLite alone; None while there is no ledger."""
+    """The ledger's uuid, read with SQLite alone, or from where it lies; None while there is no ledger."""
+    if home in ELSEWHERE:
+        return ELSEWHERE[home].ledger_id()
     if not (home / "ledger.sqlite").exists():
         return None
     with contextlib.suppress(sqlite3.OperationalError), _opened(home) as db:  # it is being made
@@ -90,6 +109,8 @@ def ledger_id(home: Path) -> str | None:
 
 def texts(home: Path) -> dict[str, str]:
     """Every record as it is stored, JSON or not; empty where there is no ledger, or one that was only begun."""
+    if home in ELSEWHERE:
+        return ELSEWHERE[home].texts()
     if not (home / "ledger.sqlite").exists():
         return {}
     try:
@@ -117,6 +138,8 @@ def _whole(known: dict[str, str]) -> dict[str, dict[str, Any]]:
 
 def history(home: Path, record_id: str) -> list[dict[str, Any]]:
     """Every line of a record's history."""
+    if home in ELSEWHERE:
+        return ELSEWHERE[home].history(record_id)
     names = ("time", "generation", "actor", "before", "state", "reason")
     with _opened(home) as db:
         query = f"SELECT {', '.join(names)} FROM history WHERE id = ? ORDER BY seq"  # noqa: S608 (names of ours)

@@ -152,16 +152,21 @@ def told(url: str, canary: str, since: float) -> list[str]:
     """Objects of every bucket, written since a moment, in which a secret stands."""
     found = []
     for bucket in _buckets(url):
-        for key in _keys(url, bucket, since=since):
-            path = f"{url}/{bucket}/{urllib.parse.quote(key)}"
-            request = urllib.request.Request(path, headers=_signed("s3", "us-east-1"))  # noqa: S310 (http, loopback)
-            try:
-                content = _asked(request)
-            except Blind:
-                continue  # it has gone meanwhile
-            if canary.encode() in content:
-                found.append(f"secret in s3://{bucket}/{key}")
+        found += [
+            f"secret in s3://{bucket}/{key}"
+            for key in keys(url, bucket, since=since)
+            if canary.encode() in (content(url, bucket, key) or b"")  # it may have gone meanwhile
+        ]
     return found
+
+
+def content(url: str, bucket: str, key: str) -> bytes | None:
+    """What lies under a key; None: nothing, or nobody can say."""
+    path = f"{url}/{bucket}/{urllib.parse.quote(key)}"
+    try:
+        return _asked(urllib.request.Request(path, headers=_signed("s3", "us-east-1")))  # noqa: S310 (http, loopback)
+    except Blind:
+        return None
 
 
 def _listed(kind: _Kind, region: str, answer: ET.Element) -> Iterator[Thing]:
@@ -214,7 +219,7 @@ def _roles(url: str) -> Iterator[Thing]:
 def _locks(url: str) -> Iterator[Thing]:
     for bucket in _buckets(url):
         yield Thing("bucket", bucket, "")
-        for key in _keys(url, bucket):
+        for key in keys(url, bucket):
             if key.endswith(LOCKS):
                 yield Thing("lock object", f"s3://{bucket}/{key}", "")
 
@@ -224,7 +229,8 @@ def _buckets(url: str) -> list[str]:
     return [each.text or "" for each in _parsed(_asked(request)).findall("./Buckets/Bucket/Name")]
 
 
-def _keys(url: str, bucket: str, since: float = 0.0) -> Iterator[str]:
+def keys(url: str, bucket: str, since: float = 0.0) -> Iterator[str]:
+    """The keys of a bucket's objects, of those that were written since a moment."""
     token = ""
     while True:
         asked = {"list-type": "2", **({"continuation-token": token} if token else {})}

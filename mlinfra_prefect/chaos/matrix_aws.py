@@ -7,7 +7,7 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing, playing_cloud as cloud
+from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_hosts, playing_late
 from mlinfra_prefect.chaos.cloud import HOME_REGION
 from mlinfra_prefect.chaos.matrix import ASKING, OPERATION, REAPING, STOPS
 from mlinfra_prefect.chaos.plan import Row
@@ -25,6 +25,10 @@ def needs_emulator() -> str:
     """Why no account can be emulated here."""
     absent = [name for name in ("boto3", "moto", "flask") if importlib.util.find_spec(name) is None]
     return f"needs {' and '.join(absent)}: pip install 'mlinfra_prefect[aws,emulator]'" if absent else ""
+
+
+def _another_host() -> str:
+    return needs_emulator() or playing_hosts.needs_another_host()
 
 
 def _options(chance: Random, **more: Any) -> dict[str, Any]:
@@ -73,6 +77,16 @@ def _zombie(chance: Random) -> dict[str, Any]:
     more = chance.choice([(), ("operation",), ("operation", "keeper"), ("client", "keeper", "operation", "pass")])
     victims = ["terraform", "provider", "spawner", *more]
     return _options(chance, operation="CreateFleet", victims=victims, hold=round(chance.uniform(5.0, 40.0), 3))
+
+
+def _late(chance: Random) -> dict[str, Any]:
+    # The second attempt trains half a minute after the first one was killed.
+    victims = chance.choice((("client",), ("client", "keeper"), EVERYBODY))
+    return _options(chance, hold=round(chance.uniform(30.0, 75.0), 3), victims=list(victims))
+
+
+def _host(chance: Random) -> dict[str, Any]:
+    return _options(chance, trained=chance.random() < 0.6)
 
 
 def _ending_refused(chance: Random) -> dict[str, Any]:
@@ -159,6 +173,9 @@ ROWS = (
     _row("aws-zombie", "Terraform and provider killed while CreateFleet is held: the machine appears afterwards, and a "
          "reaper ends it, the free part of it two minutes after the release", cloud.zombie, victims=(), reaper=True,
          options=_zombie, extra=SETTLES_SECONDS, weight=6),
+    _row("aws-late-machine", "the same, and the machine appears beside the next attempt, which trains: the late one is "
+         "ended and the live one is not; then somebody, or everybody, is killed", playing_late.late_machine, victims=(),
+         reaper=True, options=_late, weight=3),
     _row("aws-launch-refused", "CreateFleet or CreateLaunchTemplate answers 500, 403, too often, or nothing",
          cloud.refused, victims=(), options=_launching, operation=True, weight=6),
     _row("aws-launch-refused-for-ever", "CreateFleet throttled, or 500, for ever: bounded by the operation's deadline",
@@ -189,6 +206,12 @@ ROWS = (
          cloud.state_lost, victims=(), reaper=True, options=_state, weight=4),
     _row("aws-two-ledgers", "everything killed in one home; another home's machine in the same account lives on",
          cloud.two_ledgers, victims=(EVERYBODY,), reaper=True, weight=3),
+    _row("aws-home-lost", "the ledger in the state bucket; everything killed at any moment, and the home deleted: a "
+         "reaper in another home gives all of it back", playing_hosts.home_lost, victims=(EVERYBODY,), reaper=True,
+         weight=4),
+    _row("aws-host-lost", "the same while it trains, or when it has trained and nobody has collected: the reaper is on "
+         "another host, can prove nobody dead, and keeps what was trained", playing_hosts.host_lost, victims=(),
+         reaper=True, ttl=True, needs=_another_host, options=_host, weight=2),
     _row("aws-dead-man", "keeper, flow, ledger, Terraform all gone and no reaper: the machine's own shutdown ends it",
          cloud.dead_man, victims=(), options=_dead_man, weight=2),
 )  # fmt: skip

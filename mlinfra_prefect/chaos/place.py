@@ -22,6 +22,7 @@ from typing import Any
 from mlinfra_prefect import killpoints
 from mlinfra_prefect.chaos import judge, judge_account
 from mlinfra_prefect.chaos.cloud import Cloud, Clouds
+from mlinfra_prefect.chaos.judge_shared import SharedLedger
 from mlinfra_prefect.chaos.plan import AT_POINT, REAPER_INTERVAL_SECONDS, Plan, Strike
 from mlinfra_prefect.model.names import lease_base
 
@@ -79,6 +80,10 @@ class Place:
         """Epoch seconds from which strikes are counted; None: from when the first client began."""
         self.settled_after: float | None = None
         """Seconds from the last fault until serving had settled, where that is what counts."""
+        self.wrap_reapers: tuple[str, ...] = ()
+        """What the reapers are started with, where they are on another host."""
+        self.homes = [self.home]
+        """The home, and those before it that are lost."""
         self.mounted = False
         self.mark: str | None = None
         """The ledger's uuid, since it was first seen."""
@@ -146,6 +151,23 @@ class Place:
             found.append("a record that nobody could read was changed")
         return found
 
+    def share_ledger(self) -> None:
+        """Have the ledger lie in the state bucket of the environment, below a prefix of this run's own."""
+        told = json.loads(self.cloud.note.read_bytes())
+        shared = SharedLedger(self.cloud.url, str(told["state_bucket"]), f"chaos/{self.root.name}/ledger")
+        judge.ELSEWHERE[self.home] = shared
+        self.env["MLINFRA_LEDGER"] = shared.address
+
+    def lose_home(self) -> None:
+        """Delete the home with everything in it; who comes next has another one, and the shared ledger."""
+        self.seen_mark()
+        shutil.rmtree(self.home, ignore_errors=True)
+        another = self.root / f"h{len(self.homes)}"
+        another.mkdir(mode=0o700)
+        judge.ELSEWHERE[another] = judge.ELSEWHERE[self.home]
+        self.homes.append(another)
+        self.home, self.env["MLINFRA_HOME"] = another, str(another)
+
     def mount(self, megabytes: int) -> None:
         """Give the home a small disk of its own."""
         options = ["-o", f"size={megabytes}m,mode=700", "tmpfs", str(self.home)]
@@ -177,7 +199,7 @@ class Place:
 
     def reaper(self, *, points: bool = False, **order: Any) -> subprocess.Popen[bytes]:
         """Start one pass of the reaper."""
-        argv = [sys.executable, "-P", str(CLIENT), json.dumps({"do": "reap", **order})]
+        argv = [*self.wrap_reapers, sys.executable, "-P", str(CLIENT), json.dumps({"do": "reap", **order})]
         process = self._popen(argv, points=points)
         self.reapers.append(process)
         return process
@@ -365,6 +387,11 @@ class Place:
 
     def close(self, *, keep: bool) -> None:
         """End everything that was started, by pid and start time, and remove the place unless it is kept for a look."""
+        self._end(keep=keep)
+        for home in self.homes:
+            judge.ELSEWHERE.pop(home, None)
+
+    def _end(self, *, keep: bool) -> None:
         for helper in self.helpers:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(helper.pid, signal.SIGKILL)

@@ -42,7 +42,7 @@ def unanswered(place: Place, plan: Plan) -> None:
     else:
         place.cloud.fault("drop", operation=operation, executed=True, times=plan.options["times"])
     place.client("lease", seconds=plan.options["seconds"])
-    if not _until(place, lambda: place.cloud.seen(operation, "executed") > 0):
+    if not until_so(place, lambda: place.cloud.seen(operation, "executed") > 0):
         return
     place.happened("aws", f"{operation} carried out, and its answer {how}")
     time.sleep(plan.options["later"])
@@ -54,7 +54,7 @@ def zombie(place: Place, plan: Plan) -> None:
     operation = plan.options["operation"]
     place.cloud.fault("slow", operation=operation, before=plan.options["hold"], times=1)
     place.client("lease", seconds=plan.options["seconds"])
-    if not _until(place, lambda: place.cloud.seen(operation) > 0):
+    if not until_so(place, lambda: place.cloud.seen(operation) > 0):
         return
     time.sleep(plan.options["later"])
     _hit(place, plan.options["victims"])
@@ -109,7 +109,7 @@ def hidden(place: Place, plan: Plan) -> None:
     """Machines are not shown by any Describe call for a while after their launch, and everybody is killed."""
     place.cloud.fault("late", seconds=plan.options["hold"])
     place.client("lease", seconds=plan.options["seconds"])
-    if not _until(place, lambda: bool(place.cloud.live())):
+    if not until_so(place, lambda: bool(place.cloud.live())):
         return
     place.happened("aws", "the machine is not shown")
     time.sleep(plan.options["later"])
@@ -162,7 +162,7 @@ def another_region(place: Place, plan: Plan) -> None:
     """The home region has no capacity: another one is used, and everything there is found again."""
     place.cloud.fault("no_capacity", regions=[place.cloud.regions[0]])
     place.client("lease", seconds=plan.options["seconds"])
-    _until(place, lambda: bool(place.cloud.live()))
+    until_so(place, lambda: bool(place.cloud.live()))
     if place.happened("aws", f"no capacity in {place.cloud.regions[0]}"):
         time.sleep(plan.options["later"])
         _hit(place, plan.options["victims"])
@@ -242,7 +242,7 @@ def _states(place: Place) -> set[str]:
     return {str(each.get("state")) for each in judge.records(place.home).values()}
 
 
-def _until(place: Place, what: Callable[[], bool], seconds: float = POINT_SECONDS) -> bool:
+def until_so(place: Place, what: Callable[[], bool], seconds: float = POINT_SECONDS) -> bool:
     """Wait until it is so; False where nothing goes on any more, or it never is."""
     place.wait("began")
     until = time.time() + seconds
@@ -254,7 +254,7 @@ def _until(place: Place, what: Callable[[], bool], seconds: float = POINT_SECOND
 
 
 def _reached(place: Place, operation: str) -> None:
-    if _until(place, lambda: place.cloud.seen(operation) > 0):
+    if until_so(place, lambda: place.cloud.seen(operation) > 0):
         place.happened("aws", f"{operation} refused")
 
 

@@ -182,6 +182,7 @@ def _cost(values: Mapping[str, Any]) -> float:
     """What a lease has cost until now, as `model.lease.Attempt.cost_usd` reckons it."""
     total = 0.0
     for each in values.get("attempts") or ():
+        total += float(each.get("late_usd") or 0.0)
         began, ended = each.get("launched_at") or each.get("applied_at"), each.get("stopped_at") or each.get("gone_at")
         if began is None or rents_nothing(began, str(each.get("outcome", "")), nodes=bool(each.get("nodes"))):
             continue

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -17,9 +18,10 @@ from mlinfra_prefect.agent.wire import read_json_if_there
 from mlinfra_prefect.errors import LedgerUnreadable, MlinfraError
 from mlinfra_prefect.keeper.passes import Notes
 from mlinfra_prefect.keeper.sweeping import DEADLINE_GRACE_SECONDS, MOST_ENDED, terraform_of
-from mlinfra_prefect.ledger import Versioned
+from mlinfra_prefect.ledger import KeptRecord, Versioned
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.late import given_up
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.model.names import as_line, is_id
@@ -157,12 +159,21 @@ def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[s
     if record.state is not State.RELEASED and late is not None:
         return overdue  # whoever keeps it does not end it
     if record.state is not State.RELEASED or record.released_at is None:
-        return None
+        return _given_up(record, carried)
     if (context.ledger.now() - record.released_at).total_seconds() < GRACE_AFTER_RELEASE_SECONDS:
         machines = tuple(each for each in carried.things if each.kind in {"instance", "fleet", "spot request"})
         if not machines:
             return None
     return f"it was released at {record.released_at:%Y-%m-%d %H:%M:%S} UTC", carried
+
+
+def _given_up(record: KeptRecord, carried: Carried) -> tuple[str, Carried] | None:
+    """The machines of a lease that goes on whose attempt was given up: they appeared after that one was told to end."""
+    numbers = {each.number for each in given_up(record)}
+    machines = tuple(
+        each for each in carried.things if each.marks.attempt in numbers and each.kind in {"instance", "spot request"}
+    )
+    return ("its attempt was given up before", replace(carried, things=machines)) if machines else None
 
 
 def _write_down(context: Context, stray: Carried, why: str, ended: tuple[str, ...]) -> None:

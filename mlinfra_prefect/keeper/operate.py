@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,6 +30,7 @@ from mlinfra_prefect.lifecycle import cloud_access
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.late import due, end_late, given_up
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
 from mlinfra_prefect.lifecycle.marking import begin_release, current
 from mlinfra_prefect.lifecycle.progress import why_hung
@@ -142,10 +144,13 @@ def _tell(context: Context, record: KeptRecord, own: str) -> None:
 
 
 def renew(context: Context, record_ids: list[str], keeper: Keeper) -> int:
-    """Renew leases whose clients live; then begin the release of those whose node is gone."""
+    """Renew leases whose clients live; begin the release of those whose node is gone; then end what came late."""
     code = 0
-    for work in (_renew, _look_at_node):  # a look at a silent node takes seconds: no renewal waits for it
-        for record_id in record_ids:
+    late: list[str] = []
+    # A look at a silent node takes seconds, and one at a cloud that is down longer: nobody waits for the next one's.
+    works = ((_renew, record_ids), (partial(_look_at_node, late=late), record_ids), (_end_late, late))
+    for work, ids in works:
+        for record_id in ids:
             try:
                 work(context, record_id, keeper)
             except LeaseLost:
@@ -176,12 +181,17 @@ def _renew(context: Context, record_id: str, keeper: Keeper) -> None:
         lay(context, record)  # the moment from which its silence would count has moved, or this host's clock was set
 
 
-def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
+def _look_at_node(context: Context, record_id: str, keeper: Keeper, *, late: list[str]) -> None:
+    """Look at the node of a ready lease; `late` gets the lease whose attempts before it are to be looked at again."""
     seen = context.ledger.read(record_id)
     attempt = seen.record.attempt if seen is not None else None
-    if seen is None or attempt is None or not keeper.keeps(seen.record) or seen.record.state is not State.READY:
+    if seen is None or attempt is None or not keeper.keeps(seen.record):
         return
     record, platform = seen.record, context.platform(seen.record.platform)
+    if given_up(record) and due(record, context.ledger.now(), platform.late_looks):
+        late.append(record_id)
+    if record.state is not State.READY:
+        return
     if not platform.is_up(record, attempt):
         why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
         error = NodeLost.__name__
@@ -191,6 +201,13 @@ def _look_at_node(context: Context, record_id: str, keeper: Keeper) -> None:
     if hung is not None:  # renewal means that it works, too (rule R4); the release begins with its drain
         error = TrainingStopped.__name__
         lay(context, begin_release(context, record.id, reason=hung, error=error, generation=record.generation))
+
+
+def _end_late(context: Context, record_id: str, keeper: Keeper) -> None:
+    seen = context.ledger.read(record_id)
+    if seen is not None and keeper.keeps(seen.record):
+        looks = context.platform(seen.record.platform).late_looks
+        end_late(context, seen.record, due(seen.record, context.ledger.now(), looks))
 
 
 def _announced(context: Context, record_id: str) -> int:

@@ -6,21 +6,16 @@ keeper does it when the lease goes.
 
 from __future__ import annotations
 
-import json
-import os
 import time
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
 
-from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.artifacts import Lineage
 from mlinfra_prefect.errors import LeaseLost, MlinfraError, TemporaryError
 from mlinfra_prefect.ledger import KeptRecord, revise
+from mlinfra_prefect.lifecycle.adopting import adopt_jobs, is_ours
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.lineages import noted_lineage
 from mlinfra_prefect.lifecycle.resuming import other_code
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import JobNote, LeaseRecord
@@ -45,21 +40,35 @@ def collect_all(context: Context, record: LeaseRecord) -> None:
     attempt = record.attempt
     if attempt is None:
         return
+    patient = record.failures < PATIENT_PASSES
+    try:
+        adopt_jobs(context, record)
+    except (MlinfraError, OSError):
+        if patient:
+            raise
     node = context.platform(record.platform).node(attempt)
     for note in record.jobs:
-        status = node.status(note.job_id) or JobStatus(state="submitted")
+        found = node.status(note.job_id)
+        status = found or JobStatus(state="submitted")
         if not status.ended:
             status = replace(status, state="stopped", reason="its node is gone", finished_at=time.time())
-        artifact_id, reason = None, f"job {note.job_id} {status.state}"
-        if status.state == "succeeded":
+        artifact_id, reason, left_at = None, f"job {note.job_id} {status.state}", ""
+        if found is not None and not is_ours(context, record, note.job_id):
+            left_at = attempt.mailbox or ""
+            reason = f"job {note.job_id} {status.state}: another home handed it over, and did not tell what for"
+        elif status.state == "succeeded":
             try:
                 artifact = collect(context, record, note.job_id)
                 artifact_id = artifact.id if artifact else None
             except (MlinfraError, OSError, ValueError) as error:
-                if isinstance(error, TemporaryError | OSError) and record.failures < PATIENT_PASSES:
+                if isinstance(error, TemporaryError | OSError) and patient:
                     raise
+                left_at = attempt.mailbox or ""
                 reason = f"job {note.job_id}: its artifact could not be kept: {error}"
-        note_end(context, record, note.job_id, status, artifact_id=artifact_id, reason=reason)
+        note_end(
+            context, record, note.job_id, status, artifact_id=artifact_id, left_at=left_at,
+            reason=f"{reason}; it stays in {left_at}" if left_at else reason,
+        )  # fmt: skip
 
 
 def collect(context: Context, record: LeaseRecord, job_id: str) -> ModelArtifact | None:
@@ -75,24 +84,13 @@ def collect(context: Context, record: LeaseRecord, job_id: str) -> ModelArtifact
     files = incoming / "files"
     if not (incoming / "manifest.json").exists() or not any(path.is_file() for path in files.rglob("*")):
         return context.artifacts.kept(incoming)
-    values = json.loads(_lineage_file(context, record.id, job_id).read_bytes())
-    makers = values.pop("makers")
-    attempt = record.attempt
+    lineage, makers = noted_lineage(context, record, job_id)
+    resumed_from, attempt = lineage.resumed_from, record.attempt
     if attempt is not None:
         status = context.platform(record.platform).node(attempt).status(job_id)
-        values["resumed_from"] = status.resumed_from if status else None
-    values["resumed_across_code"] = other_code(values["resumed_from"], makers, values["code_hash"])
-    return context.artifacts.commit(incoming, Lineage(**values))
-
-
-def note_lineage(context: Context, record: LeaseRecord, job_id: str, lineage: Lineage, makers: Sequence[Any]) -> None:
-    """Write down where a job's artifact will come from: durable, and where the node cannot reach it (rule R15)."""
-    path = _lineage_file(context, record.id, job_id)
-    private_folder(path.parent)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "w") as stream:
-        stream.write(json.dumps({**asdict(lineage), "makers": list(makers)}))
-        stream.flush()
-        os.fsync(stream.fileno())
+        resumed_from = status.resumed_from if status else None
+    across = other_code(resumed_from, makers, lineage.code_hash)
+    return context.artifacts.commit(incoming, replace(lineage, resumed_from=resumed_from, resumed_across_code=across))
 
 
 def note_job(context: Context, record: LeaseRecord, note: JobNote) -> None:
@@ -113,8 +111,9 @@ def note_job(context: Context, record: LeaseRecord, note: JobNote) -> None:
 
 
 def note_end(
-    context: Context, record: LeaseRecord, job_id: str, status: JobStatus, *, artifact_id: str | None, reason: str
-) -> None:
+    context: Context, record: LeaseRecord, job_id: str, status: JobStatus, *, artifact_id: str | None, reason: str,
+    left_at: str = "",
+) -> None:  # fmt: skip
     """Write down how a job ended. Never fails: the note is for people, and a released record keeps the one it has."""
 
     def change(current: KeptRecord) -> KeptRecord | None:
@@ -124,17 +123,12 @@ def note_end(
             return None
         ended = {
             "state": status.state, "started_at": _moment(status.started_at),
-            "finished_at": _moment(status.finished_at), "artifact_id": artifact_id,
+            "finished_at": _moment(status.finished_at), "artifact_id": artifact_id, "left_at": left_at,
         }  # fmt: skip
         return current.revised(jobs=tuple(j.revised(**ended) if j.job_id == job_id else j for j in current.jobs))
 
     with suppress(MlinfraError):
         revise(context.ledger, record.id, change, actor=context.actor, reason=as_line(reason))
-
-
-def _lineage_file(context: Context, lease_id: str, job_id: str) -> Path:
-    # Beside the node's directory and not inside it: what says where an artifact comes from is not the node's to write.
-    return context.home.record_dir(lease_id) / "lineage" / f"{job_id}.json"
 
 
 def _moment(seconds: float | None) -> datetime | None:

@@ -40,6 +40,11 @@ def tried(record: Kept) -> tuple[Attempt, ...]:
     return tuple(found)
 
 
+def lacked(attempt: Attempt) -> bool:
+    """Whether there was nothing to be had for an attempt."""
+    return attempt.outcome.startswith(tuple(error.__name__ for error in ENDS))
+
+
 def next_rung(record: LeaseRecord, rungs: tuple[tuple[Offer, ...], ...]) -> tuple[Offer, ...]:
     """Return the first rung that a lease has not used up.
 
@@ -47,7 +52,7 @@ def next_rung(record: LeaseRecord, rungs: tuple[tuple[Offer, ...], ...]) -> tupl
         CapacityUnavailable, QuotaExceeded: there is none; the error of the last try.
     """
     before = tried(record)
-    over = {_rung(each) for each in before if each.outcome.startswith(tuple(error.__name__ for error in ENDS))}
+    over = {_rung(each) for each in before if lacked(each)}
     over |= {rung for rung, count in Counter(map(_rung, before)).items() if count >= TRIES_OF_A_RUNG}
     # A quota is of a whole family of types: a dearer one of them meets the same.
     spent = {

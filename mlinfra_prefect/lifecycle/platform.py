@@ -5,7 +5,7 @@ Every method is idempotent. A thing that is absent is success for the verbs that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -18,7 +18,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import Found, JobStatus, StackInput
+from mlinfra_prefect.model.stack import Found, JobStatus, Late, StackInput
 
 
 class Node(Protocol):
@@ -34,9 +34,19 @@ class Node(Protocol):
         """What the agent last said about its end."""
 
     def submitted(
-        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
-    ) -> AbstractContextManager[None]:
-        """Hand over a staged job; answer its question for secrets while the block runs."""
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> AbstractContextManager[None]:  # fmt: skip
+        """Hand over a staged job; answer its question for secrets while the block runs.
+
+        `origin` is for a keeper in another home, which has nothing of this one (`origin`); plain JSON.
+        """
+
+    def origin(self, job_id: str) -> Mapping[str, Any] | None:
+        """Return what was told when a job was handed over, wherever; None: nothing that outlives that home."""
+
+    def expect(self, job_id: str, upload_dir: Path, store: Path) -> None:
+        """Have the upload and checkpoints of a job that another home handed over brought to this one. Durable."""
 
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> AbstractContextManager[None]:
         """Answer the question for secrets of a job that was handed over before, while the block runs."""
@@ -97,6 +107,10 @@ class Platform(Protocol):
     def destroys_later(self) -> bool:
         """Whether the next attempt begins when the meter of a failed one is stopped, and its rest goes at release."""
 
+    @property
+    def late_looks(self) -> tuple[float, ...]:
+        """Seconds after a failed attempt's meter was stopped at which `end_late` is asked; empty: nothing is late."""
+
     def account(self, environment: str) -> str:
         """Whose account an environment is in; empty: none. Raises where this process is not logged in to it."""
 
@@ -134,6 +148,12 @@ class Platform(Protocol):
 
     def stop_meter(self, record: KeptRecord, attempt: Attempt) -> None:
         """End what costs money, with the right verb for its kind."""
+
+    def end_late(self, record: KeptRecord, attempts: Sequence[Attempt]) -> tuple[Late, ...]:
+        """End what of these attempts, and of no other, appeared after their meters were stopped, and say what that was.
+
+        Idempotent; raises NotYetDestroyed where something could not be looked for, or not be told to end.
+        """
 
     def sweep(self, record: KeptRecord) -> Search:
         """Look for anything that carries the record's id, end it, and say both."""

@@ -6,6 +6,7 @@ claim: an attempt is *up* when the platform says that what was applied exists.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -14,6 +15,7 @@ from mlinfra_prefect.errors import (
     KeeperUnavailable,
     LeaseLost,
     MlinfraError,
+    NotYetDestroyed,
     PermanentError,
     TemporaryError,
     TerraformFailed,
@@ -25,6 +27,7 @@ from mlinfra_prefect.lifecycle.budget import refuse_beyond_cap, worst_case_usd
 from mlinfra_prefect.lifecycle.clients import look_at_client, stands_by_itself, still_wanted
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.ladder import is_past, next_rung, tried
+from mlinfra_prefect.lifecycle.late import end_late, given_up
 from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark, mark_attempt
 from mlinfra_prefect.lifecycle.planning import affordable_rungs, check_plan
 from mlinfra_prefect.lifecycle.releasing import release_attempt, stop_attempt
@@ -91,7 +94,7 @@ def _begin_attempt(context: Context, record: KeptRecord, problem: MlinfraError |
     except LeaseLost:
         raise
     except MlinfraError as error:
-        return fail(context, record, _no_more(record, error))
+        return fail(context, record, _no_more(record, error, problem))
 
 
 def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
@@ -165,10 +168,13 @@ def _next_rung(context: Context, record: KeptRecord) -> tuple[tuple[Offer, ...],
     return rung, ladder.deadline(record, price, context.ledger.now())
 
 
-def _no_more(record: KeptRecord, error: MlinfraError) -> MlinfraError:
-    """Why nothing more is tried, with what became of each attempt."""
+def _no_more(record: KeptRecord, error: MlinfraError, problem: MlinfraError | None = None) -> MlinfraError:
+    """Why nothing more is tried, with what became of each attempt; `problem` ended the last one."""
     if type(error) not in ladder.ENDS:
         return error
+    if problem is not None and not any(ladder.lacked(each) for each in tried(record)):
+        # Nobody lacked machines: to look for another region or accelerator would help nobody.
+        return type(problem)(f"{error.message} The last attempt: {problem.message}", problem.remedy)
     # In a word each: a dozen attempts have to fit into a reason, and the attempts table has the rest.
     told = [
         f"attempt {a.number}, {ladder.described(a)}: {a.outcome.partition(':')[0]}" for a in tried(record) if a.outcome
@@ -246,10 +252,8 @@ def _up(
 ) -> KeptRecord:
     """The attempt is up and the record ready, in one write: an operation that dies here leaves no attempt behind."""
     record = look_at_client(context, record)
-    platform = context.platform(record.platform)
-    for earlier in record.attempts if platform.destroys_later else ():
-        if earlier.number != attempt.number and earlier.state is AttemptState.RELEASING:
-            platform.stop_meter(record, earlier)  # what appeared after it was told to end must not run beside this one
+    with suppress(NotYetDestroyed):  # the keeper looks again, so nothing good is given back for that
+        record = end_late(context, record, given_up(record))
     killpoint("before-ready", context.home.root)
 
     def change(now: KeptRecord) -> KeptRecord:

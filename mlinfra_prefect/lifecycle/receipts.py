@@ -20,7 +20,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
         LeaseLost: a newer keeper took the record over.
     """
     why = _why(context, record)
-    lost = states_lost(context, record)
+    lost, left = states_lost(context, record), work_left(context, record)
     versions = _released_with(context, record) if isinstance(record, EndpointRecord) else []
     own = "router: " if isinstance(record, EndpointRecord) else ""  # servers and router are resources of one name
 
@@ -55,7 +55,7 @@ def write_receipt(context: Context, record: KeptRecord, searches: list[Search]) 
                 *(as_line(f"version {n}: {r}") for n, receipt in versions for r in receipt.destroyed),
                 *(as_line(f"{own}{a.number}/{r}") for a in now.attempts for r in a.destroyed),
             ),
-            searches=(*(search for _, receipt in versions for search in receipt.searches), *lost, *searches),
+            searches=(*(search for _, receipt in versions for search in receipt.searches), *lost, *left, *searches),
             requested_at=now.created_at,
             released_at=moment,
             up_seconds=max(0.0, up),
@@ -104,6 +104,21 @@ def states_lost(context: Context, record: KeptRecord) -> list[Search]:
                 )
             )
     return found
+
+
+def work_left(context: Context, record: KeptRecord) -> list[Search]:
+    """Say of each job whose work could not be kept where it lies."""
+    jobs = record.jobs if isinstance(record, LeaseRecord) else ()
+    return [
+        Search(
+            what=as_line(f"what job {job.job_id} made, and could not be kept: it stays until the bucket forgets it"),
+            where=job.left_at,
+            at=context.ledger.now(),
+            found=(as_line(f"job {job.job_id} ({job.label})"),),
+        )
+        for job in jobs
+        if job.left_at
+    ]
 
 
 def _released_with(context: Context, endpoint: EndpointRecord) -> list[tuple[int, Receipt]]:

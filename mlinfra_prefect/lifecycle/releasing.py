@@ -15,6 +15,7 @@ from pathlib import Path
 from mlinfra_prefect.errors import LeaseLost, LedgerUnavailable, MlinfraError, NotYetDestroyed, TerraformFailed
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.lifecycle.adopting import adopt_jobs
 from mlinfra_prefect.lifecycle.collecting import ENDED, collect_all
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
 from mlinfra_prefect.lifecycle.leaving import leave_whole, withdraw
@@ -66,6 +67,8 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
             problems.append(f"still there: {', '.join(dict.fromkeys(still))}")
     if problems:
         return _failed(context, record, "; ".join(dict.fromkeys(problems)))
+    if isinstance(record, LeaseRecord) and record.jobs:
+        record = current(context, record)  # what could not be kept was noted since
     for attempt in record.attempts:
         context.platform(record.platform).tidy(record, attempt)
     killpoint("before-receipt", context.home.root)
@@ -198,6 +201,7 @@ def _drain(context: Context, record: LeaseRecord) -> KeptRecord:
         until = context.here(attempt.operation_deadline)  # begun by an operation that was killed: no longer for that
     if until <= time.time():
         return record
+    adopt_jobs(context, record)
     node = context.platform(record.platform).node(attempt)
     if not node.jobs():
         return record

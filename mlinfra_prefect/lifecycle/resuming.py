@@ -39,7 +39,12 @@ def take_resume_key(context: Context, record: LeaseRecord, key: str, code_hash: 
         ResumeHeld: another live lease has it, or one that does not go.
     """
     _hold(context, record, key)
-    store = context.home.checkpoints / record.environment / digest("checkpoint", key)
+    return note_maker(context, record.environment, key, code_hash)
+
+
+def note_maker(context: Context, environment: str, key: str, code_hash: str) -> ResumePlace:
+    """Write down in this home that a key's checkpoints are made by this code from now on; makes its place."""
+    store = context.home.checkpoints / environment / digest("checkpoint", key)
     private_folder(store)
     path = store / _MAKERS
     makers = json.loads(path.read_bytes())["makers"] if path.exists() else []

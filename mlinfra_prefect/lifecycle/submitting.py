@@ -14,8 +14,10 @@ from mlinfra_prefect.agent import codecs
 from mlinfra_prefect.agent.folders import private_folder
 from mlinfra_prefect.artifacts import Lineage
 from mlinfra_prefect.errors import InvalidInput
-from mlinfra_prefect.lifecycle.collecting import note_job, note_lineage
+from mlinfra_prefect.lifecycle.adopting import origin_of
+from mlinfra_prefect.lifecycle.collecting import note_job
 from mlinfra_prefect.lifecycle.context import Context
+from mlinfra_prefect.lifecycle.lineages import note_lineage
 from mlinfra_prefect.lifecycle.platform import Node
 from mlinfra_prefect.lifecycle.resuming import take_resume_key
 from mlinfra_prefect.model.artifact import ModelArtifact
@@ -84,7 +86,7 @@ def submitted(
         "check_metrics": True,
     }
     note_job(context, record, JobNote(job_id=job_id, label=as_line(work.label), state="submitted"))
-    with node.submitted(job_id, staged, job, secrets):
+    with node.submitted(job_id, staged, job, secrets, origin=origin_of(lineage, place)):
         yield
 
 

@@ -74,9 +74,11 @@ class LocalNode:
 
     @contextmanager
     def submitted(
-        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str]
-    ) -> Iterator[None]:
+        self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
+        origin: Mapping[str, Any] | None = None,
+    ) -> Iterator[None]:  # fmt: skip
         """Hand a staged job to the agent, and answer its question for secrets while the block runs."""
+        del origin  # what is on this host is kept by this home
         write_json(staged / "job.json", dict(job))
         target = self._job(job_id)
         private_folder(target.parent)
@@ -85,6 +87,14 @@ class LocalNode:
         with self.answering(job_id, secrets):
             staged.rename(target)
             yield
+
+    def origin(self, job_id: str) -> Mapping[str, Any] | None:
+        """Nothing: no other home keeps what is on this host."""
+        del job_id
+        return None
+
+    def expect(self, job_id: str, upload_dir: Path, store: Path) -> None:
+        """Nothing has to be brought."""
 
     @contextmanager
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> Iterator[None]:

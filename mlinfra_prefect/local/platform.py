@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.served import Served
-from mlinfra_prefect.model.stack import Found, StackInput
+from mlinfra_prefect.model.stack import Found, Late, StackInput
 
 AGENT_END_SECONDS = 6.0
 """How long an agent may take to end once its grant is revoked, before it is killed."""
@@ -50,6 +50,7 @@ class LocalPlatform:
     emulated = True
     most_attempts = 2
     destroys_later = False
+    late_looks: tuple[float, ...] = ()
     has_packages_of_flow = True
     takes_secrets = True
     remarks: tuple[str, ...] = ()
@@ -209,6 +210,11 @@ class LocalPlatform:
         until = time.monotonic() + AGENT_END_SECONDS
         while node.lives() and time.monotonic() < until:
             time.sleep(0.02)
+
+    def end_late(self, record: KeptRecord, attempts: Sequence[Attempt]) -> tuple[Late, ...]:
+        """Nothing appears late on this host."""
+        del record, attempts
+        return ()
 
     def sweep(self, record: KeptRecord) -> Search:
         """Look for processes that carry the record's id, and end them."""

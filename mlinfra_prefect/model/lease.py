@@ -132,6 +132,18 @@ class Attempt(Record):
         default=None, title="Meter stopped at", description="When its machines were told to end; None: not yet."
     )
     gone_at: Moment | None = Field(default=None, title="Gone at", description="When it was destroyed; None: not yet.")
+    looked_at: Moment | None = Field(
+        default=None,
+        title="Looked again at",
+        description="When it was last looked for machines that appeared after its meter was stopped; None: never.",
+    )
+    late_usd: float = Field(
+        default=0.0,
+        title="Late machines (USD)",
+        description="What machines cost that appeared after its meter was stopped.",
+        ge=0,
+        examples=[0.02],
+    )
 
     @property
     def rents_nothing(self) -> bool:
@@ -142,8 +154,8 @@ class Attempt(Record):
         """What it has cost until `now`, by the second, disks included."""
         began, until = self.launched_at or self.applied_at, self.stopped_at or self.gone_at or now
         if self.rents_nothing or began is None:
-            return 0.0
-        return metering.cost_usd(began, until, self.offer.usd_per_hour)
+            return self.late_usd
+        return self.late_usd + metering.cost_usd(began, until, self.offer.usd_per_hour)
 
 
 class Client(Record):
@@ -192,6 +204,12 @@ class JobNote(Record):
         title="Artifact",
         description="What it left; None: nothing yet.",
         examples=["a0f3c5d7e9b1a2c4d6e8f"],
+    )
+    left_at: Line = Field(
+        default="",
+        title="Left at",
+        description="Where what it made still lies, because it could not be kept; empty: nowhere.",
+        examples=["s3://mlinfra-prefect-artifacts-dev-123456789012-eu-central-1/nodes/AROAEXAMPLE:i-0abc"],
     )
 
 

@@ -38,6 +38,15 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class Late:
+    """A machine that appeared after its attempt was told to end, and was told to end by itself."""
+
+    attempt: int
+    id: str
+    launched_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class JobStatus:
     """What a node says of one job. Times are seconds since the epoch on the node's clock."""
 

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import zipfile
 from collections.abc import Iterator
@@ -226,3 +227,29 @@ def test_a_look_at_a_running_training_does_not_wait_for_its_end(machine: Machine
     node.stop("j1", grace_seconds=0.1, kill=True)
     assert machine.ended(node, "j1").state == "stopped"
     assert node.alive()
+
+
+def test_another_home_brings_what_a_job_of_a_lost_one_left(machine: Machine) -> None:
+    """All that is left is the mailbox: it tells where the job comes from, where the node cannot write."""
+    machine.boot()
+    first = machine.up()
+    origin = {"lineage": {"name": "a.b:train", "makers": []}, "key": "key"}
+    script = 'echo weights > "$MLINFRA_OUTPUT_DIR/w.bin";'
+    job = machine.job("j1", command=["sh", "-c", script], expects="model")
+    with first.submitted(*job, {}, origin=origin):
+        machine.ended(first, "j1")
+    shutil.rmtree(machine.home / "uploads")
+    shutil.rmtree(first.directory)
+
+    other = machine.client("other")
+    assert other.jobs() == []
+    status = machine.ended(other, "j1")  # somebody looked before it was adopted: nothing is brought for nobody
+    assert status.state == "succeeded"
+    assert other.origin("j1") == origin
+    assert other.origin("j2") is None
+    incoming, store = machine.home / "incoming" / "j1", machine.home / "store"
+    other.expect("j1", incoming, store)
+    assert other.jobs() == ["j1"]
+    assert machine.ended(other, "j1").state == "succeeded"
+    assert (incoming / "files" / "w.bin").read_text() == "weights\n"
+    assert (incoming / "manifest.json").exists()

@@ -209,3 +209,59 @@ def test_many_that_nobody_knows_are_dropped_by_name():
         stub.add_response("terminate_instances", {}, {"InstanceIds": ids[90:]})
         assert ending.terminate(client, ids) == {}
         stub.assert_no_pending_responses()
+
+
+# --- what appears after its attempt was stopped -----------------------------------------------------------------------
+
+
+def late(account: Account, *attempts: int, spot: bool = False) -> list[str]:
+    found = meter.stop_late(
+        account.clients, REGION, ledger_id=LEDGER, lease_id=LEASE, attempts=set(attempts), spot=spot
+    )
+    return [each.id for each in found]
+
+
+def test_what_comes_late_is_looked_for_by_one_call_for_all_attempts(account):
+    """Nothing has come: one call, however many attempts were given up, and one more where they were of spot."""
+    live = account.instance(tagged(attempt="4"))
+    assert account.counted(lambda: late(account, 1, 2, 3)) == ([], ["DescribeInstances"])
+    assert account.counted(lambda: late(account, 1, 2, 3, spot=True)) == (
+        [], ["DescribeSpotInstanceRequests", "DescribeInstances"]
+    )  # fmt: skip
+    assert live in account.living()
+
+
+def test_what_comes_late_is_ended_and_the_live_attempt_is_not(account):
+    """By the three tags: the lease's live attempt, another lease's first one and whatever is shared run on."""
+    decoys = {
+        account.instance(tagged(attempt="3")),
+        account.instance(tagged(attempt="11")),
+        account.instance(tagged(attempt="1 ")),
+        account.instance(tagged(ledger="another")),
+        account.instance(tagged(lease="l00000000000000000000-1")),
+        account.instance(tagged() | SHARED),
+        account.instance({"Name": "somebody's"}),
+    }
+    ours = {account.instance(tagged()), account.instance(tagged(attempt="2"))}
+    assert set(late(account, 1, 2)) == ours
+    assert not account.living() & ours
+    assert decoys <= account.living()
+    assert late(account, 1, 2) == []
+
+
+def test_a_late_spot_request_is_cancelled_with_its_machine(account):
+    """A request that lives on could launch another one."""
+    _, (machine,) = account.fleet(tagged(), market="spot")
+    assert late(account, 1, spot=True) == [machine]
+    assert not any(each.startswith(("i-", "sir-")) for each in account.living())
+
+
+def test_a_late_machine_that_refuses_does_not_keep_the_others_running(account):
+    """It is named, so that nobody takes the look for one."""
+    protected, other = account.instance(tagged(), protected=True), account.instance(tagged(attempt="2"))
+    with pytest.raises(NotYetDestroyed, match=protected):
+        late(account, 1, 2)
+    assert other not in account.living()
+    account.server.proxy.fault("DescribeInstances", status=403, code="UnauthorizedOperation", times=None)
+    with pytest.raises(NotYetDestroyed, match="instances that carry its tags"):
+        late(account, 1)

@@ -35,7 +35,7 @@ from mlinfra_prefect.lifecycle.context import STACKS
 from mlinfra_prefect.lifecycle.leasing import Key, ask
 from mlinfra_prefect.local.process import identify
 from mlinfra_prefect.model.environment import AwsSettings
-from mlinfra_prefect.model.lease import Attempt, Client, LeaseRecord
+from mlinfra_prefect.model.lease import Attempt, Client, JobNote, LeaseRecord
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner
 from mlinfra_prefect.model.request import TrainingRequest
@@ -516,6 +516,22 @@ def test_tidying_keeps_logs_and_takes_the_rest_with_its_mailbox(
             "Contents", []
         )
         assert [each["Key"] for each in left] == ["nodes/AROAEXAMPLE:i-0a1b2/in/grant"]
+
+
+def test_a_mailbox_stays_with_what_could_not_be_kept(
+    platform: AwsPlatform, house: House, environment: AwsEnvironment, account: Account
+) -> None:
+    """Of another attempt's nothing is left in it, and it goes."""
+    s3, prefixes = account.client("s3"), ("nodes/AROAEXAMPLE:i-0c1d", "nodes/AROAEXAMPLE:i-0c1e")
+    boxes = [f"s3://{environment.artifact_bucket}/{each}" for each in prefixes]
+    for each in prefixes:
+        s3.put_object(Bucket=environment.artifact_bucket, Key=f"{each}/out/index.json", Body=b"{}")
+    record = lease().revised(jobs=(JobNote(job_id="j1", label="j", state="succeeded", left_at=boxes[0]),))
+    for mailbox in boxes:
+        platform.tidy(record, attempt(house, mailbox=mailbox))
+    left = s3.list_objects_v2(Bucket=environment.artifact_bucket, Prefix="nodes/AROAEXAMPLE:i-0c1")["Contents"]
+    assert [each["Key"] for each in left] == ["nodes/AROAEXAMPLE:i-0c1d/out/index.json"]
+    s3.delete_object(Bucket=environment.artifact_bucket, Key="nodes/AROAEXAMPLE:i-0c1d/out/index.json")
 
 
 def test_a_mailbox_that_cannot_be_emptied_stops_no_release(

@@ -31,7 +31,7 @@ from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import TrainingRequest
-from mlinfra_prefect.model.stack import Found, StackInput
+from mlinfra_prefect.model.stack import Found, Late, StackInput
 
 HERE = identify()
 
@@ -139,7 +139,7 @@ class FakePlatform:
     """A place where things are alive or not."""
 
     name, consistency_seconds, settle_seconds, found_by_mark = "local", 0.0, 0.0, True
-    emulated, remarks, most_attempts = True, (), 4
+    emulated, remarks, most_attempts, late_looks = True, (), 4, (30.0,)
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -177,6 +177,11 @@ class FakePlatform:
 
     def stop_meter(self, record: Any, attempt: Any) -> None:
         self.world.call(lambda: self.world.alive.discard((record.id, attempt.number)))
+
+    def end_late(self, record: Any, attempts: Any) -> tuple[Late, ...]:
+        found = {(record.id, each.number) for each in attempts} & self.world.alive
+        self.world.call(lambda: self.world.alive.difference_update(found))
+        return tuple(Late(number, f"{name}/{number}") for name, number in found)
 
     def sweep(self, record: Any) -> Search:
         found = {each for each in self.world.alive if each[0] == record.id}

@@ -16,15 +16,17 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "aws"))
 from aws_place import REGION, SECOND, Account, House, house_in
 
 from mlinfra_prefect.aws import tags
-from mlinfra_prefect.keeper import cloud_sweeping
+from mlinfra_prefect.keeper import cloud_sweeping, operate
 from mlinfra_prefect.keeper.passes import Notes, Pass
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
-from mlinfra_prefect.model.lease import OPEN, LeaseRecord, State
+from mlinfra_prefect.local.process import identify
+from mlinfra_prefect.model.lease import OPEN, AttemptState, Client, Keeper, LeaseRecord, State
 from mlinfra_prefect.terraform import lock
 from mlinfra_prefect.testing.aws import Emulator
-from mlinfra_prefect.testing.records import path_to, sample_lease
+from mlinfra_prefect.testing.records import path_to, sample_attempt, sample_lease, sample_offer
 
+KEEPER = Keeper(place="process", process=identify())
 FOREIGN = "00000000-0000-4000-8000-000000000000"
 Write = Callable[..., LeaseRecord]
 Sweep = Callable[..., Pass]
@@ -152,6 +154,81 @@ def test_what_an_open_record_names_is_its_keeper_s(account: Account, write: Writ
     kept = account.plant(marks(write(state=state)))
     assert sweep() == Pass()
     assert set(account.running()) == {kept}
+
+
+@pytest.fixture
+def given_up(context: Context, write: Write) -> LeaseRecord:
+    """A ready lease of this process, whose first attempt was given up 40 s ago and whose second one is up."""
+    record, began = write(state=State.REQUESTED), context.ledger.now() - timedelta(seconds=100)
+    offer = sample_offer(region=REGION, usd_per_hour=0.9)
+    planned = tuple(sample_attempt(number, offer=offer) for number in (1, 2))
+    ways: tuple[dict[str, object], ...] = (
+        {"state": State.PROVISIONING, "attempts": planned, "keeper": KEEPER},
+        {"attempts": tuple(each.revised(state=AttemptState.APPLYING, applied_at=began) for each in planned)},
+        {
+            "state": State.READY, "deadline": context.ledger.now() + timedelta(hours=1),
+            "renewed_until": context.ledger.now() + timedelta(minutes=2), "client": Client(kind="none"),
+            "attempts": (
+                planned[0].revised(
+                    state=AttemptState.RELEASING, applied_at=began, outcome="TerraformFailed: it was killed.",
+                    stopped_at=context.ledger.now() - timedelta(seconds=40),
+                ),
+                planned[1].revised(state=AttemptState.UP, applied_at=began, up_at=context.ledger.now()),
+            ),
+        },
+    )  # fmt: skip
+    seen = context.ledger.read(record.id)
+    for changes in ways:
+        assert seen is not None
+        seen = context.ledger.replace(seen, seen.record.revised(**changes), actor="test", reason="on")
+    assert seen is not None
+    assert isinstance(seen.record, LeaseRecord)
+    return seen.record
+
+
+def test_a_machine_of_a_given_up_attempt_is_ended_while_its_lease_goes_on(
+    account: Account, given_up: LeaseRecord, sweep: Sweep
+) -> None:
+    """A reaper that comes by has seen it anyway; the live attempt, and what costs nothing, is the keeper's."""
+    late = account.plant(marks(given_up))
+    live = account.plant(marks(given_up) | {tags.ATTEMPT: "2"})
+    found = sweep()
+    assert set(account.running()) == {live}
+    assert reasons(found.orphans)[given_up.id].startswith(f"its attempt was given up before: ended instance {late}")
+
+
+def test_a_renewal_ends_what_appeared_late_and_never_the_live_attempt(
+    account: Account, context: Context, given_up: LeaseRecord
+) -> None:
+    """EC2 carries out a launch late: looked for when that is due, with one call, and reckoned with its attempt."""
+    live = account.plant(marks(given_up) | {tags.ATTEMPT: "2"})
+    stranger = account.plant({})
+    assert renewed(account, context, given_up) == 2  # whether the live one lives, and whether more has come
+    assert renewed(account, context, given_up) == 1  # the next look is not due
+    late = account.plant(marks(given_up))
+    seen = context.ledger.read(given_up.id)
+    assert seen is not None
+    passed = seen.record.attempts[0].revised(
+        stopped_at=context.ledger.now() - timedelta(seconds=65), looked_at=context.ledger.now() - timedelta(seconds=30)
+    )
+    context.ledger.replace(seen, seen.record.revised(attempts=(passed, seen.record.attempts[1])), actor="t", reason="")
+    assert renewed(account, context, given_up) == 3  # and that it ends
+    assert set(account.running()) == {live, stranger}
+    attempts = context.record(given_up.id).attempts
+    assert attempts[0].nodes == (late,)
+    assert attempts[0].late_usd > 0
+    assert attempts[1] == given_up.attempts[1]
+    assert f"appeared late, and ended: {late} of attempt 1" in context.ledger.history(given_up.id)[-1].reason
+
+
+def renewed(account: Account, context: Context, record: LeaseRecord) -> int:
+    """Let a lease be renewed as its watcher has it done; how many calls to EC2 that cost."""
+    since = account.aws.proxy.requests
+    assert operate.renew(context, [record.id], KEEPER) == 0
+    return sum(
+        each.phase == "received" and each.request > since and "Instances" in each.operation
+        for each in account.aws.proxy.log
+    )
 
 
 def test_what_no_record_names_is_ended_if_the_ledger_would_know(

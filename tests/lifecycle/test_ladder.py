@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded
+from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, QuotaExceeded, TerraformFailed
 from mlinfra_prefect.lifecycle import ladder, provisioning
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord
 from mlinfra_prefect.model.names import as_line
@@ -229,3 +229,16 @@ def test_why_nothing_more_is_tried_fits_into_a_reason() -> None:
     assert as_line(told) == told
     other = BudgetExceeded("It costs too much.", "Ask for less.")
     assert provisioning._no_more(record, other) is other
+
+
+def test_a_ladder_that_capacity_did_not_end_is_told_by_what_did() -> None:
+    """AWS throttled every launch: neither another region nor another accelerator helps, and nobody says so."""
+    spent = CapacityUnavailable("None of 2 rung(s) could be taken.", "Try again later, or allow more regions.")
+    problem = TerraformFailed("CreateFleet: RequestLimitExceeded.", "See the log.")
+    throttled = lease(*(attempt(number, LADDER[0], f"TerraformFailed: {problem}") for number in (1, 2)))
+    told = provisioning._no_more(throttled, spent, problem)
+    assert type(told) is TerraformFailed
+    last = "The last attempt: CreateFleet: RequestLimitExceeded. See the log."
+    assert str(told) == f"None of 2 rung(s) could be taken. {last}"
+    once = lease(attempt(1, LADDER[0], NO_CAPACITY), attempt(2, LADDER[1], f"TerraformFailed: {problem}"))
+    assert type(provisioning._no_more(once, spent, problem)) is CapacityUnavailable
