@@ -52,7 +52,7 @@ def up(given: str, overrides: Mapping[str, Any], *, wait: bool, as_json: bool) -
         keeper.entrust(context, asked)
         if wait:
             with _busy(f"{asked.id}: provisioning {asked.request.accelerator} on {asked.platform}"):
-                record = keeper.wait_ready(context, asked.id)
+                record = keeper.wait_ready(context, asked.id, tell=partial(complain, word=asked.id))
     except KeyboardInterrupt:
         complain(f"giving {asked.id} back; a second Ctrl-C leaves that to the keeper", word="interrupted")
         keeper.release(context, asked.id, reason="interrupted while it was provisioned", drain=False)

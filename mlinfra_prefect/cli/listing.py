@@ -100,6 +100,8 @@ def _notes(entries: list[Entry], *, wide: bool) -> list[Cell]:
     for each in entries:
         if each["state"] == "stuck" or each["unreadable"]:
             notes.append(cell(f"{each['id']} {each['reason']}", "red"))
+        elif each["state"] == "provisioning" and each["reason"]:
+            notes.append(cell(f"{each['id']} {each['reason']}", "yellow"))
         elif each["up"] is False:
             if each["kind"] == "lease":
                 told = "its node is gone; `mlinfra-prefect reap` gives the rest back"

@@ -28,6 +28,7 @@ class Overrides:
     max_minutes: Annotated[int | None, Parameter(help="The hard limit of its life.")] = None
     max_usd: Annotated[float | None, Parameter(help="The budget over its whole life.")] = None
     max_hourly_usd: Annotated[float | None, Parameter(help="Dearer offers are not taken.")] = None
+    wait_minutes: Annotated[int | None, Parameter(help="How long to try again while no machine can be had.")] = None
     grace_seconds: Annotated[float | None, Parameter(help="Between SIGTERM and SIGKILL of a training.")] = None
     exclusive: Annotated[str | None, Parameter(help="Of the leases with this name one lives at a time.")] = None
 

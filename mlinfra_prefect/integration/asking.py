@@ -102,7 +102,7 @@ def obtain(here: Context, asking: Asking) -> Infra:
             keeper.CLIENT.hold(here, asked.record, lambda: False)
         say(f"lease {infra.id}: {'adopted' if asked.adopted else 'asked for'} {asking.request.accelerator}")
         if asking.wait:
-            record = keeper.wait_ready(here, infra.id)
+            record = keeper.wait_ready(here, infra.id, tell=lambda why: say(f"lease {infra.id}: {why}"))
             seconds = (record.ready_at - record.created_at).total_seconds() if record.ready_at else 0.0
             say(f"lease {infra.id}: ready after {seconds:.2f} s")
             if record.platform != "local":

@@ -287,6 +287,13 @@ class MlinfraRequest(Block):
         examples=[4.0],
         json_schema_extra=_empty,
     )
+    wait_minutes: int = Field(
+        default=0,
+        title="Wait (minutes)",
+        description="How long to try again while no machine can be had, out of its life; 0: not at all.",
+        ge=0,
+        le=1440,
+    )
     on_client_lost: Literal["checkpoint_then_release", "release_now", "keep"] = Field(
         default="checkpoint_then_release",
         title="When the client is lost",

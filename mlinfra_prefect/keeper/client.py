@@ -78,19 +78,31 @@ def entrust(context: Context, record: KeptRecord, *, ended: Callable[[], bool] =
         CLIENT.hold(context, record, ended)
 
 
-def wait_ready(context: Context, record_id: str, *, timeout: float | None = None) -> KeptRecord:
+def wait_ready(
+    context: Context, record_id: str, *, timeout: float | None = None, tell: Callable[[str], None] = lambda _: None
+) -> KeptRecord:
     """Wait until a record is ready. A keeper that dies meanwhile is replaced.
+
+    Args:
+        context: where.
+        record_id: which.
+        timeout: seconds; None: for ever.
+        tell: called, once for each time, with why the record itself waits, for a machine that nobody has.
 
     Raises:
         MlinfraError: the class that the keeper recorded, with its reason: the record is going or gone.
         OperationTimedOut: it is neither after `timeout` seconds.
         KeeperUnavailable: there is no keeper, and none can be started.
     """
+    told = ""
     for record in looks(context, record_id, timeout):
         if record.state is State.READY:
             return record
         if not record.live:
             raise why(record)
+        if record.reason not in {"", told}:
+            told = record.reason
+            tell(told)
     raise OperationTimedOut(f"{record_id} is still {context.record(record_id).state} after {timeout:.0f} seconds.")
 
 

@@ -59,7 +59,7 @@ def due_at(record: KeptRecord) -> float | None:
     if record.state in {State.RELEASING, State.STUCK}:
         return (record.retry_at or record.created_at).timestamp()
     if record.state is not State.READY:
-        return record.created_at.timestamp()
+        return (record.retry_at or record.created_at).timestamp()
     if isinstance(record, EndpointRecord):
         if record.current is None:
             return empty_until(record)

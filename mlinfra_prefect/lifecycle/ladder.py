@@ -31,10 +31,14 @@ def is_past(platform: Platform, attempt: Attempt) -> bool:
 
 
 def tried(record: Kept) -> tuple[Attempt, ...]:
-    """The attempts that were not up since the last one that was: what served for months may be repaired as often."""
+    """The attempts of this round, none of which was up.
+
+    A round begins after the last one that was, for what served for months may be repaired as often; and after a wait.
+    """
     found: list[Attempt] = []
+    before = record.waited_after if isinstance(record, LeaseRecord) else 0
     for attempt in reversed(record.attempts):
-        if attempt.up_at is not None:
+        if attempt.up_at is not None or attempt.number <= before:
             break
         found.insert(0, attempt)
     return tuple(found)

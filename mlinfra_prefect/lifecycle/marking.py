@@ -130,7 +130,7 @@ def begin_release(
             client = lost
         return now.revised(
             state=State.RELEASING, reason=line, error=error, releasing_at=context.ledger.now(), drain=drain,
-            client=client,
+            client=client, retry_at=None,
         )  # fmt: skip
 
     return revise(context.ledger, record_id, change, actor=context.actor, reason=line, generation=generation)

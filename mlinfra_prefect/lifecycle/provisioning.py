@@ -31,6 +31,7 @@ from mlinfra_prefect.lifecycle.late import end_late, given_up
 from mlinfra_prefect.lifecycle.marking import attempt_of, begin_release, current, mark, mark_attempt
 from mlinfra_prefect.lifecycle.planning import affordable_rungs, check_plan
 from mlinfra_prefect.lifecycle.releasing import release_attempt, stop_attempt
+from mlinfra_prefect.lifecycle.waiting import next_round, wait, waits
 from mlinfra_prefect.model.endpoint import RolloutRecord
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
 from mlinfra_prefect.model.names import as_line
@@ -50,8 +51,8 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
     again; what was applied is looked at, kept if it is whole, and else given back before the next attempt.
 
     Returns:
-        The record: ready, or no longer provisioning because somebody released it, its client is gone, or every
-        attempt failed.
+        The record: ready; or waiting for a machine; or no longer provisioning because somebody released it, its client
+        is gone, or every attempt failed.
 
     Raises:
         LeaseLost: a newer keeper took over.
@@ -61,7 +62,7 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
     platform = context.platform(record.platform)
     while record.state in {State.REQUESTED, State.PROVISIONING}:
         record = look_at_client(context, record)
-        if not record.live:
+        if not record.live or waits(record, context.ledger.now()):
             break
         attempt = record.attempt
         try:
@@ -86,15 +87,18 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
 
 
 def _begin_attempt(context: Context, record: KeptRecord, problem: MlinfraError | None) -> KeptRecord:
-    """Add the next attempt, or leave the record `releasing` where nothing more is tried."""
+    """Add the next attempt; where nothing more is tried now, wait, or leave the record `releasing`."""
     if len(tried(record)) >= context.platform(record.platform).most_attempts:
-        return fail(context, record, problem or _interrupted(record))
-    try:
-        return _add_attempt(context, record, *_next_rung(context, record))
-    except LeaseLost:
-        raise
-    except MlinfraError as error:
-        return fail(context, record, _no_more(record, error, problem))
+        why = problem or _interrupted(record)
+    else:
+        try:
+            return _add_attempt(context, record, *_next_rung(context, record))
+        except LeaseLost:
+            raise
+        except MlinfraError as error:
+            why = _no_more(record, error, problem)
+    until = next_round(record, why, context.ledger.now())
+    return fail(context, record, why) if until is None else wait(context, record, why, until)
 
 
 def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRecord:
@@ -142,7 +146,9 @@ def _add_attempt(
         engine=f"{context.engine.name} {context.engine.version}", operation="plan",
         operation_deadline=_until(context, record),
     )  # fmt: skip
-    changes: dict[str, Any] = {} if deadline is None else {"deadline": deadline}
+    changes: dict[str, Any] = {"retry_at": None} if deadline is None else {"retry_at": None, "deadline": deadline}
+    if record.retry_at is not None:
+        changes["reason"] = ""  # it was that it waits
     if isinstance(record, LeaseRecord):
         now = context.ledger.now()
         spent = sum(each.cost_usd(now) for each in record.attempts)

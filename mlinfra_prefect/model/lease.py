@@ -255,7 +255,9 @@ class Kept(Record):
         default=0, title="Failed release passes", description="Since its release began.", ge=0, examples=[0]
     )
     retry_at: Moment | None = Field(
-        default=None, title="Next release pass not before", description="None: at once, or nothing is to be done."
+        default=None,
+        title="Not before",
+        description="When the next release pass, or the next look for a machine, may begin; None: at once, or never.",
     )
     drain: bool = Field(default=True, title="Drain", description="Whether release starts with *checkpoint now*.")
     error: Line = Field(
@@ -306,6 +308,13 @@ class LeaseRecord(Kept):
         description="The most that it can come to cost; it counts against its environment's cap until it is released.",
         ge=0,
         examples=[24.4],
+    )
+    waited_after: int = Field(
+        default=0,
+        title="Waited after attempt",
+        description="Attempts up to this number were made before it last waited for a machine; 0: it never waited.",
+        ge=0,
+        examples=[3],
     )
     keep_until: Moment | None = Field(default=None, title="Kept until", description="With on_client_lost='keep'.")
     resume_holds: tuple[Line, ...] = Field(

@@ -22,6 +22,7 @@ from mlinfra_prefect.model.spelling import EndpointName, Requirement, SecretRefe
 DEFAULT_MAX_MINUTES = 60
 MAX_MINUTES = 60 * 24 * 30
 """No lease lives longer than 30 days; longer work resumes from a checkpoint."""
+MAX_WAIT_MINUTES = 60 * 24
 MAX_USD = 1e6
 MAX_HOURLY_USD = 1e5
 """Above these a number is a typing error."""
@@ -82,6 +83,14 @@ class TrainingRequest(Record):
         le=MAX_HOURLY_USD,
         examples=[4.0],
     )
+    wait_minutes: int = Field(
+        default=0,
+        title="Wait (minutes)",
+        description="How long to try again while no machine can be had, out of its life; 0: not at all.",
+        ge=0,
+        le=MAX_WAIT_MINUTES,
+        examples=[30],
+    )
     on_client_lost: Literal["checkpoint_then_release", "release_now", "keep"] = Field(
         default="checkpoint_then_release",
         title="When the client is lost",
@@ -109,6 +118,14 @@ class TrainingRequest(Record):
         description="Of the leases of an environment with this name one lives at a time; the next is refused.",
         examples=["nightly-churn"],
     )
+
+    @field_validator("wait_minutes")
+    @classmethod
+    def _wait_leaves_time(cls, value: int, info: ValidationInfo) -> int:
+        life = info.data.get("max_minutes") or DEFAULT_MAX_MINUTES
+        if value >= life:
+            raise ValueError(f"must be less than max_minutes, which is {life}: the wait is part of its life")
+        return value
 
     @field_validator("keep_minutes")
     @classmethod
