@@ -137,7 +137,7 @@ def decision(errors: Iterable[FleetError]) -> MlinfraError:
     if not said:
         return CapacityUnavailable("The fleet has no machine, and says nothing of why.", NEXT)
     meanings = {_meaning(each) for each in said}
-    pools = listed(said)
+    pools = _pools(said)
     if meanings == {Meaning.FOR_GOOD}:
         first = said[0]
         message = " ".join(first.message.split())[:LONGEST_MESSAGE].rstrip(".")
@@ -147,6 +147,22 @@ def decision(errors: Iterable[FleetError]) -> MlinfraError:
     if Meaning.SOON in meanings:
         return TemporaryError(f"AWS cannot make the fleet yet: {pools}.", "It is tried again in some seconds.")
     return QuotaExceeded(f"The quota of this account is used up: {pools}.", QUOTA_REMEDY)
+
+
+def _pools(said: Iterable[FleetError]) -> str:
+    """What was said, with the types and zones that met the same named together: a fleet asks dozens of pools. Pure."""
+    zones: dict[tuple[str, str, str], list[str]] = {}
+    for each in said:
+        zones.setdefault((each.code, each.market, each.type), []).append(each.zone)
+    types: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+    for (code, market, type_), there in zones.items():
+        types.setdefault((code, market, tuple(sorted(dict.fromkeys(there)))), []).append(type_)
+    return listed(
+        [
+            str(FleetError(listed(alike), listed(there), market, code, ""))
+            for (code, market, there), alike in types.items()
+        ]
+    )
 
 
 # --- what a code means ------------------------------------------------------------------------------------------------

@@ -173,6 +173,22 @@ def test_many_errors_are_one_line():
     assert "\n" not in text
 
 
+def test_pools_that_met_the_same_are_named_together():
+    """Types by the zones in which they met it; another code, zone or market stands apart."""
+    said = [
+        FleetError(type_, f"us-east-1{zone}", "spot", code, "")
+        for type_, zones, code in (
+            ("g6.xlarge", "ab", "UnfulfillableCapacity"), ("g6.2xlarge", "ba", "UnfulfillableCapacity"),
+            ("g6.4xlarge", "c", "UnfulfillableCapacity"), ("g6.xlarge", "c", "VcpuLimitExceeded"),
+        )
+        for zone in zones
+    ]  # fmt: skip
+    assert fleets.decision(said).message == (
+        "AWS has no machine to give: g6.xlarge, g6.2xlarge in us-east-1a, us-east-1b (spot): UnfulfillableCapacity, "
+        "g6.4xlarge in us-east-1c (spot): UnfulfillableCapacity, g6.xlarge in us-east-1c (spot): VcpuLimitExceeded."
+    )
+
+
 DIAGNOSTIC = (
     "creating EC2 Fleet: operation error EC2: CreateFleet, https response error StatusCode: 403, RequestID: 1-2, "
     "api error UnauthorizedOperation: You are not authorized to perform this operation. User: arn:aws:iam::1:user/a is "
