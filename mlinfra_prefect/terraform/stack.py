@@ -7,6 +7,8 @@ interrupted. Nothing here decides *whether* to destroy, retry or give up.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -133,6 +135,12 @@ class Stack:
         """Says that the state can no longer be trusted: a Terraform of it was ended, and not by its starter."""
         write_private(self._layout.suspect, f"{reason}\n".encode())
 
+    def saved_plan(self) -> str:
+        """The sha256 of the saved plan, to tell whether it is the one that somebody was shown; empty: there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return hashlib.sha256(self._layout.plan.read_bytes()).hexdigest()
+        return ""
+
     def resources(self) -> tuple[str, ...]:
         """Addresses of the managed resources in the state; none where there is no state.
 
@@ -246,6 +254,7 @@ class Stack:
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`; what was created until then is in the state.
+            PlanStale: the state changed since it was planned; nothing was applied.
             OperationTimedOut, StateLocked: as in `process.run`.
             PermanentError: there is no plan.
         """
