@@ -52,7 +52,7 @@ def init(
         return FAILED
     import os
 
-    cloud_access.lend(context.home, os.environ)
+    cloud_access.lend(context.home, os.environ, lambda: proposal.account)
     made = make(context, proposal, tell=_tell(as_json=as_json))
     if as_json:
         print(

@@ -120,7 +120,7 @@ def ask(
     if request.platform != "local":
         if not context.shared and not context.platform(request.platform or "local").emulated:
             refuse_passing_file_system(context.home.ledger)
-        cloud_access.lend(context.home, os.environ)
+        cloud_access.lend(context.home, os.environ, cloud_access.account_here)
     ledger = context.ledger
     for _ in range(TRIES):
         rounds = ledger.rounds(key.base)
