@@ -105,7 +105,10 @@ def unmake(context: Context, found: Found, tell: Callable[[str], None] = lambda 
         found.name, found.regions, made.profile, made.egress, mirrors=made.mirrors, input_buckets=made.input_buckets
     )  # fmt: skip
     for part in reversed(stacks.parts(context, wanted, found.account)):
-        if part.name in found.states:
+        # A state that the bucket did not take lies in the home.
+        if part.name in found.states or (
+            part.in_bucket and stacks.opened(context, wanted, part, found.account).suspect
+        ):
             if part.stack == "aws-shared":
                 buckets.empty(found.artifact_bucket, found.home_region)
             tell(f"{part.name}: destroying {part.stack} in {part.region}")

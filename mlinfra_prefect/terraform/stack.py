@@ -108,7 +108,7 @@ class Stack:
         Terraform was stopped or ended by a signal, it could not store its state, or an apply left none at all.
         """
         layout = self._layout
-        if layout.suspect.exists() or (layout.workdir / "errored.tfstate").exists():
+        if layout.suspect.exists() or layout.errored.exists() or layout.unstored.exists():
             return True
         applied = any(layout.output.glob("*-apply.out"))
         return applied and not layout.has_backend and not layout.state.exists()
@@ -116,7 +116,7 @@ class Stack:
     def why_suspect(self) -> str:
         """Why the state cannot tell all that exists, or existed; empty where it can. What it is told by stays 0600."""
         layout = self._layout
-        errored = layout.workdir / "errored.tfstate"
+        errored = layout.errored if layout.errored.exists() else layout.unstored
         if errored.exists():
             errored.chmod(0o600)
             return f"Terraform could not store it ({errored} is what it would have stored)"
@@ -189,7 +189,7 @@ class Stack:
         """Copies the module and its variables into the stack, and initialises it where that is needed.
 
         Idempotent; creates nothing outside of the directory. Starts no process for a module that uses only the
-        built-in provider.
+        built-in provider. A state that the backend did not take the last time is stored first.
 
         Args:
             root_module: the module's directory.
@@ -214,6 +214,8 @@ class Stack:
         private_folder(self.directory).chmod(0o700)
         for former in (layout.plan, layout.plan_json):
             former.unlink(missing_ok=True)
+        if layout.errored.exists():
+            layout.errored.replace(layout.unstored)
         shutil.rmtree(layout.root, ignore_errors=True)
         module.copy(found, layout.root)
         write_private(layout.var_file, json.dumps(dict(variables)).encode())
@@ -229,6 +231,10 @@ class Stack:
             if kept is not None:
                 initialised.keep(kept, layout.workdir)
                 initialised.restore(kept, layout.workdir, locked=found.locked)
+        if found.has_backend and layout.unstored.exists() and layout.unstored.stat().st_size:
+            argv = command.state_push(self.engine.path, layout.unstored)
+            self._runner.succeed(argv, layout.workdir, deadline)
+            layout.unstored.unlink()
 
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.
