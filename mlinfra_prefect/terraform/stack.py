@@ -239,6 +239,8 @@ class Stack:
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.
 
+        A lock that a dead Terraform of this host left in the backend is broken.
+
         Raises:
             TerraformFailed: or one of the decisions of `decisions`.
             OperationTimedOut, StateLocked: as in `process.run`.
@@ -246,8 +248,10 @@ class Stack:
         """
         layout, program = self._layout, self.engine.path
         self._check_prepared()
-        argv = command.plan(program, out=layout.plan, var_file=layout.var_file, state=layout.state_option)
-        self._runner.succeed(argv, layout.workdir, deadline, on_event)
+        if layout.has_backend:
+            self._unlocked(self._save_plan, deadline, on_event)
+        else:
+            self._save_plan(deadline, on_event)
         shown = self._runner.succeed(command.show(program, layout.plan), layout.workdir, deadline)
         shown.stdout.replace(layout.plan_json)
         document = planned.load(layout.plan_json)
@@ -294,6 +298,11 @@ class Stack:
         return Destroyed(before, remaining, time.monotonic() - started)
 
     # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _save_plan(self, deadline: float, on_event: Listener) -> None:
+        layout = self._layout
+        argv = command.plan(self.engine.path, out=layout.plan, var_file=layout.var_file, state=layout.state_option)
+        self._runner.succeed(argv, layout.workdir, deadline, on_event)
 
     def _destroy_round(self, before: tuple[str, ...], deadline: float, on_event: Listener) -> tuple[str, ...]:
         """Tries the module, then the bundle; returns what remains, or raises where that is all there was before."""
