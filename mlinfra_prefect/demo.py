@@ -24,7 +24,7 @@ from rich.text import Text
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.keeper.desk import has_work, watcher_alive
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.initialising import Wanted
+from mlinfra_prefect.lifecycle.environment_stacks import Wanted
 from mlinfra_prefect.lifecycle.markdown import usd
 from mlinfra_prefect.lifecycle.timeline import Span, timeline
 from mlinfra_prefect.model.home import CACHE_VARIABLE, HOME_VARIABLE, Home
@@ -54,7 +54,8 @@ def run_demo(*, keep: bool = False, emulated_aws: bool = False, as_json: bool = 
 @contextmanager
 def _emulated(console: Console) -> Iterator[None]:
     """An emulated AWS with an initialised environment, and a home of its own: its credentials are nobody's."""
-    from mlinfra_prefect.lifecycle import initialising
+    from mlinfra_prefect.lifecycle.making import make
+    from mlinfra_prefect.lifecycle.proposal import propose
     from mlinfra_prefect.testing.aws.apart import emulated_apart
 
     # What can be made again is kept: providers and the server's environment are large.
@@ -71,12 +72,12 @@ def _emulated(console: Console) -> Iterator[None]:
             os.environ |= {**variables, HOME_VARIABLE: home}
             context = Context()
             console.print(f"AWS is emulated at {variables['AWS_ENDPOINT_URL']}: its machines are processes here.")
-            proposal = initialising.propose(context, Wanted("dev", (variables["AWS_REGION"],)))
+            proposal = propose(context, Wanted("dev", (variables["AWS_REGION"],)))
             console.print(
                 f"mlinfra-prefect init aws: {sum(proposal.creates.values())} resources, "
                 f"{proposal.usd_per_month:.2f} USD a month while nothing is leased"
             )
-            initialising.make(context, proposal, tell=lambda line: console.print(f"  {line}", style="dim"))
+            make(context, proposal, tell=lambda line: console.print(f"  {line}", style="dim"))
             yield
     finally:
         os.environ.clear()

@@ -88,6 +88,10 @@ class PlanRejected(PermanentError):
     """The plan breaks a policy; nothing was created."""
 
 
+class PlanStale(PermanentError):
+    """What exists changed since the plan was made; nothing of it was applied."""
+
+
 # --- Terraform -------------------------------------------------------------------------------------------------------
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from mlinfra_prefect.aws import sweeping
-from mlinfra_prefect.aws.environment import AwsEnvironment, account_here
+from mlinfra_prefect.aws.environment import account_here
 from mlinfra_prefect.aws.sdk import client, code_of, refused
 from mlinfra_prefect.errors import InvalidInput, NotYetDestroyed, PlanRejected
 
 ABSENT = frozenset({"404", "NoSuchBucket", "NotFound"})
 LONGEST_NAME = 63
 """Of a bucket (https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)."""
+STATES, STATE = "terraform/", ".tfstate"
+"""Where the states lie in a state bucket, and how their names end."""
 FEWEST_ZONES = 2
 """Capacity is a matter of zones: with one of them a lease has one place to try."""
 
@@ -79,29 +82,50 @@ def zones(region: str, most: int) -> list[str]:
     return found
 
 
-def leased(made: AwsEnvironment) -> list[str]:
+def leased(environment: str, regions: Sequence[str]) -> list[str]:
     """What carries a lease of any ledger in an environment: ids of leases, with their ledgers."""
     return [
         f"{carried.lease_id} of ledger {carried.ledger_id}"
-        for region in made.regions
-        for carried in sweeping.carriers(client, region.name)
-        if carried.environment == made.name
+        for region in regions
+        for carried in sweeping.carriers(client, region)
+        if carried.environment == environment
     ]
 
 
-def ledger_of(made: AwsEnvironment) -> str | None:
+def ledger_of(state_bucket: str, region: str) -> str | None:
     """The address of the ledger that lies beside an environment's states; None: none was begun there.
 
     Raises:
         MlinfraError: AWS cannot be asked.
     """
     try:
-        client("s3", made.home_region).head_object(Bucket=made.state_bucket, Key="ledger/ledger.json")
+        client("s3", region).head_object(Bucket=state_bucket, Key="ledger/ledger.json")
     except Exception as error:
         if code_of(error)[0] in ABSENT | {"NoSuchKey"}:
             return None
-        raise refused(error, f"looking for a ledger in s3://{made.state_bucket}") from error
-    return f"s3://{made.state_bucket}/ledger"
+        raise refused(error, f"looking for a ledger in s3://{state_bucket}") from error
+    return f"s3://{state_bucket}/ledger"
+
+
+def state_key(part: str) -> str:
+    """Where the state of one part of an environment lies in its bucket. Pure."""
+    return f"{STATES}{part}{STATE}"
+
+
+def states(state_bucket: str, region: str) -> tuple[str, ...]:
+    """The parts of an environment whose states lie in its bucket; none where there is no bucket.
+
+    Raises:
+        MlinfraError: AWS cannot be asked.
+    """
+    try:
+        pages = client("s3", region).get_paginator("list_objects_v2").paginate(Bucket=state_bucket, Prefix=STATES)
+        keys = [str(each["Key"]) for page in pages for each in page.get("Contents", ())]
+    except Exception as error:
+        if code_of(error)[0] in ABSENT:
+            return ()
+        raise refused(error, f"looking for states in s3://{state_bucket}") from error
+    return tuple(key.removeprefix(STATES).removesuffix(STATE) for key in keys if key.endswith(STATE))
 
 
 def empty(bucket: str, region: str) -> None:

@@ -22,8 +22,9 @@ OWN_OUTPUT = ("artifacts", "checkpoints")
 """Directories of a home that hold what trainings wrote: only they may say what they like there."""
 VERBS = {"run": "agent", "job": "launcher", "exec": "launcher", "courier": "courier"}
 """What the agent's archive does, by its first argument."""
-LENT = ("aws", "login")
-"""The one private file of a home that holds how its client logs in: only there may credentials stand."""
+LENT = ("aws", "login.")
+"""Where the private files of a home lie that hold how its clients log in, and how their names begin: only there may
+credentials stand."""
 WHOLE_ENVIRONMENT = "prefect-workspace-attempt-"
 """A directory of Prefect's, private and temporary: its runner writes its whole environment there for each run."""
 CLEAN_SWEEPS = 2
@@ -325,7 +326,7 @@ def told(home: Path, canary: str, *, around: Path | None = None) -> list[str]:
             continue
         if path.parent.name.startswith(WHOLE_ENVIRONMENT):
             continue
-        if path.is_relative_to(home) and path.relative_to(home).parts == LENT and not path.stat().st_mode & 0o077:
+        if path.parent == home / LENT[0] and path.name.startswith(LENT[1]) and not path.stat().st_mode & 0o077:
             continue
         with contextlib.suppress(OSError):
             if needle in path.read_bytes():

@@ -338,7 +338,7 @@ def init(
         mirror: A range of addresses in which package mirrors answer, with egress mirror. Several: one option each.
         input_bucket: A bucket that whoever has the creator's role may name in inputs. Several: one option each. Those
             of before if none; '' for none at all.
-        destroy: Destroy what was made. Refused while anything of it is leased.
+        destroy: Destroy what was made, or begun. Refused while anything of it is leased.
         yes: Ask nothing.
         as_json: Print JSON.
     """

@@ -15,10 +15,12 @@ from mlinfra_prefect.cli.opening import opened
 from mlinfra_prefect.cli.outcome import DONE, FAILED
 from mlinfra_prefect.cli.screen import Facts, screen
 from mlinfra_prefect.errors import InvalidInput, MlinfraError
-from mlinfra_prefect.lifecycle import cloud_access, initialising
-from mlinfra_prefect.lifecycle.initialising import Egress, Profile, Proposal, Wanted
+from mlinfra_prefect.lifecycle import cloud_access
+from mlinfra_prefect.lifecycle.environment_stacks import Egress, Profile, Wanted
+from mlinfra_prefect.lifecycle.making import make
+from mlinfra_prefect.lifecycle.proposal import Proposal, as_json as proposal_as_json, propose
+from mlinfra_prefect.lifecycle.unmaking import Found, find, refuse_leases, unmake
 from mlinfra_prefect.model.environment import AwsSettings
-from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.ledger_address import BUCKET
 from mlinfra_prefect.model.names import is_id
 from mlinfra_prefect.model.record import parsed
@@ -33,29 +35,29 @@ def init(
         raise InvalidInput("environment", f"{environment!r} is not a name", "Use lower-case letters, digits, dashes.")
     context = opened()
     if destroy:
-        return _destroy(environment, yes=yes)
+        return _destroy(environment, regions, yes=yes)
     wanted = replace(
         _wanted(environment, regions, profile, egress),
         mirrors=_each(mirrors, "mirror", _is_range, "a range of addresses such as 10.20.0.0/16"),
         input_buckets=_each(input_buckets, "input-bucket", BUCKET.fullmatch, "the name of a bucket"),
     )
-    proposal = initialising.propose(context, wanted)
+    proposal = propose(context, wanted)
     if not as_json:
         _show(proposal)
     if as_json and not yes and not sys.stdin.isatty():
-        print(initialising.as_json(proposal))  # nobody can be asked, and may look all the same
+        print(proposal_as_json(proposal))  # nobody can be asked, and may look all the same
     if not yes and not _agreed(f"Create this in account {proposal.account}?"):
         if as_json:
-            print(initialising.as_json(proposal))
+            print(proposal_as_json(proposal))
         return FAILED
     import os
 
-    cloud_access.lend(context.home, os.environ)
-    made = initialising.make(context, proposal, tell=_tell(as_json=as_json))
+    cloud_access.lend(context.home, os.environ, lambda: proposal.account)
+    made = make(context, proposal, tell=_tell(as_json=as_json))
     if as_json:
         print(
             json.dumps(
-                {**json.loads(initialising.as_json(proposal)), "made": made.model_dump(mode="json", by_alias=True)},
+                {**json.loads(proposal_as_json(proposal)), "made": made.model_dump(mode="json", by_alias=True)},
                 indent=1,
             )
         )
@@ -147,19 +149,30 @@ def _counted(counts: object) -> str:
     return ", ".join(f"{count} {kind}" if count > 1 else kind for kind, count in sorted(counts.items()))
 
 
-def _destroy(environment: str, *, yes: bool) -> int:
+def _destroy(environment: str, regions: tuple[str, ...], *, yes: bool) -> int:
     context = opened()
-    made = environments.load(environment, Home.from_environment().aws)
-    initialising.refuse_leases(context, made)
-    screen().print(
-        f"This destroys what environment {environment} shares in account {made.account}: its network, its roles, and "
-        f"its buckets {made.state_bucket} and {made.artifact_bucket} with states, ledger, mailboxes and checkpoints."
-    )
-    if not yes and not _agreed("Destroy it?"):
+    found = find(context, environment, regions[0] if regions else None)
+    refuse_leases(context, found)
+    screen().print(_what_goes(found))
+    if not yes and not _agreed("Destroy it?", done="destroyed"):
         return FAILED
-    initialising.unmake(context, environment, tell=_tell(as_json=False))
-    screen().print(f"Environment {environment} is gone from account {made.account}.")
+    unmake(context, found, tell=_tell(as_json=False))
+    screen().print(f"Environment {environment} is gone from account {found.account}.")
     return DONE
+
+
+def _what_goes(found: Found) -> str:
+    if found.made is not None:
+        return (
+            f"This destroys what environment {found.name} shares in account {found.account}: its network, its roles, "
+            f"and its buckets {found.state_bucket} and {found.artifact_bucket} with states, ledger, mailboxes and "
+            "checkpoints."
+        )
+    begun = f", and what the states of {', '.join(found.states)} name" if found.states else ", which has no state in it"
+    return (
+        f"Environment {found.name} was never finished. This destroys what there is of it in account {found.account}: "
+        f"the bucket {found.state_bucket}{begun}."
+    )
 
 
 def _tell(*, as_json: bool) -> Callable[[str], None]:
@@ -171,9 +184,9 @@ def _tell(*, as_json: bool) -> Callable[[str], None]:
     return tell
 
 
-def _agreed(question: str) -> bool:
+def _agreed(question: str, *, done: str = "created") -> bool:
     if not sys.stdin.isatty():
-        raise MlinfraError(f"{question} Nobody can be asked here.", "Say that it may with --yes. Nothing was created.")
+        raise MlinfraError(f"{question} Nobody can be asked here.", f"Say that it may with --yes. Nothing was {done}.")
     sys.stdout.write(f"{question} [y/N] ")
     sys.stdout.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

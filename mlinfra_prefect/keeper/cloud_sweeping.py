@@ -7,7 +7,6 @@ own deadline and a grace. What carries no lease of ours is never touched, and wh
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from mlinfra_prefect.agent.wire import read_json_if_there
-from mlinfra_prefect.errors import LedgerUnreadable, MlinfraError
+from mlinfra_prefect.errors import LedgerUnreadable, MlinfraError, PermanentError
 from mlinfra_prefect.keeper.passes import Notes
 from mlinfra_prefect.keeper.sweeping import DEADLINE_GRACE_SECONDS, MOST_ENDED, terraform_of
 from mlinfra_prefect.ledger import KeptRecord, Versioned
@@ -23,7 +22,7 @@ from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.late import given_up
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import State
+from mlinfra_prefect.model.lease import LeaseRecord, State
 from mlinfra_prefect.model.names import as_line, is_id
 from mlinfra_prefect.model.receipt import Search
 
@@ -55,24 +54,40 @@ def sweep_clouds(
         environment: only what is tagged with this one.
         dry_run: end nothing, write nothing.
     """
-    places = tuple(dict.fromkeys((*_regions(context.home), *_regions_of_records(context, opened))))
+    places = _places(context, opened)
     if not places:
         return
-    from mlinfra_prefect.aws import sweeping
-    from mlinfra_prefect.aws.sdk import client
-
-    if not cloud_access.variables():
-        cloud_access.borrow(context.home, os.environ)
     sweep = _Sweep(context, notes, unknown_before, dry_run=dry_run)
-    for region in places:
-        try:
-            carried = sweeping.carriers(client, region)
-        except (MlinfraError, OSError) as error:
-            notes.add("stuck", as_line(f"aws {region}"), str(error))
-            continue
-        for each in carried:
-            if environment is None or each.environment == environment:
-                sweep.look_at(each)
+    try:
+        for account, regions in places.items():
+            try:
+                _log_in(context, account)
+            except (MlinfraError, OSError) as error:
+                notes.add("stuck", as_line(f"aws account {account}"), str(error))
+                continue
+            sweep.look_around(regions, environment)
+    finally:
+        context.login.as_itself()
+
+
+def _log_in(context: Context, account: str) -> None:
+    """Log in to an account: as this process is, if it is, and else as a client of this home was.
+
+    Raises:
+        PermanentError: this is another account, in which nothing of it can be seen.
+        MlinfraError: AWS does not say whose the login is.
+    """
+    context.login.as_itself()
+    if not context.login.own:
+        context.login.as_client_of(account)
+    if not account or cloud_access.account_here() == account:
+        return
+    context.login.as_client_of(account)
+    if (mine := cloud_access.account_here()) != account:
+        raise PermanentError(
+            f"This login is of account {mine}: nothing in account {account} can be seen.",
+            f"Log in to account {account} and ask for a lease, release one, or reap.",
+        )
 
 
 class _Sweep:
@@ -82,6 +97,21 @@ class _Sweep:
         self._context, self._notes = context, notes
         self._unknown_before, self._dry_run = unknown_before, dry_run
         self._left = MOST_ENDED
+
+    def look_around(self, regions: tuple[str, ...], environment: str | None) -> None:
+        """Look at what carries tags in the regions of the account that this process is logged in to."""
+        from mlinfra_prefect.aws import sweeping
+        from mlinfra_prefect.aws.sdk import client
+
+        for region in regions:
+            try:
+                carried = sweeping.carriers(client, region)
+            except (MlinfraError, OSError) as error:
+                self._notes.add("stuck", as_line(f"aws {region}"), str(error))
+                continue
+            for each in carried:
+                if environment is None or each.environment == environment:
+                    self.look_at(each)
 
     def look_at(self, carried: Carried) -> None:
         """End what of it nobody answers for; one bad thing never stops the others (rule R9)."""
@@ -116,16 +146,28 @@ class _Sweep:
             self._notes.add("stuck", as_line(f"{told} in {stray.region}"), f"{why}: still there: {refusal}")
 
 
-def _regions(home: Home) -> Iterator[str]:
-    """The regions of every environment that this home has used, each as often as it is in one."""
+def _places(context: Context, opened: Sequence[Versioned]) -> dict[str, tuple[str, ...]]:
+    """Where to look: regions by account, each once; of an unknown account only where no known one has that region."""
+    found: dict[str, dict[str, None]] = {}
+    for account, region in (*_regions(context.home), *_regions_of_records(context, opened)):
+        found.setdefault(account, {})[region] = None
+    known = {region for account, regions in found.items() if account for region in regions}
+    places = {account: tuple(regions) for account, regions in found.items()}
+    places[""] = tuple(each for each in found.get("", ()) if each not in known)
+    return {account: regions for account, regions in places.items() if regions}
+
+
+def _regions(home: Home) -> Iterator[tuple[str, str]]:
+    """Account and region of every environment that this home has used, each as often as it is in one."""
     for path in sorted(home.aws.glob("*.json")) if home.aws.is_dir() else ():
-        for region in (read_json_if_there(path) or {}).get("regions") or ():
+        found = read_json_if_there(path) or {}
+        for region in found.get("regions") or ():
             name = str(region.get("name") or "") if isinstance(region, dict) else ""
             if name:
-                yield name
+                yield str(found.get("account") or ""), name
 
 
-def _regions_of_records(context: Context, opened: Sequence[Versioned]) -> Iterator[str]:
+def _regions_of_records(context: Context, opened: Sequence[Versioned]) -> Iterator[tuple[str, str]]:
     """The regions of attempts that another host may have made: a reaper's own home may have used no environment."""
     if not context.shared:
         return
@@ -134,7 +176,8 @@ def _regions_of_records(context: Context, opened: Sequence[Versioned]) -> Iterat
     for seen in (*opened, *context.ledger.records(states=[State.RELEASED], changed_since=since)):
         record = seen.record
         if record.platform != "local" and (record.released_at is None or record.released_at > since):
-            yield from (each.offer.region for each in record.attempts)
+            account = record.account if isinstance(record, LeaseRecord) else ""
+            yield from ((account, each.offer.region) for each in record.attempts)
 
 
 def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[str, Carried] | None:

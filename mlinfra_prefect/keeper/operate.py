@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -26,7 +27,6 @@ from mlinfra_prefect.keeper.overdue import OPERATION_LOCK, end_overdue_operation
 from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
-from mlinfra_prefect.lifecycle import cloud_access
 from mlinfra_prefect.lifecycle.belonging import why_foreign
 from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
@@ -59,6 +59,7 @@ def step(context: Context, record_id: str, keeper: Keeper) -> int:
         return _announced(context, record_id)
     context.tell = lambda record: _tell(context, record, record_id)
     record = seen.record
+    context.login.as_client_of(account_of(record))
     foreign = why_foreign(context, record)
     if foreign is not None:
         sys.stderr.write(f"{record_id}: {foreign}\n")
@@ -95,7 +96,8 @@ def stop(context: Context, record_ids: list[str], keeper: Keeper) -> int:
     """See to the drains and the meters of records whose release waits for its turn, all at once. Returns an exit code.
 
     One process for all of them: fifty interpreters are gigabytes, fifty threads that wait are not. It ends nothing
-    that its own operation would not end, and what fails here that operation meets again.
+    that its own operation would not end, and what fails here that operation meets again. Those of one account at a
+    time: a process has one login.
     """
     context.tell = lambda record: lay(context, record)
 
@@ -109,8 +111,28 @@ def stop(context: Context, record_ids: list[str], keeper: Keeper) -> int:
             wake(context.home, record_id)
         return 0
 
-    with ThreadPoolExecutor(min(len(record_ids), STOPS_AT_ONCE)) as pool:
-        return max(pool.map(one, record_ids))
+    code = 0
+    for account, chosen in _by_account(context, record_ids).items():
+        context.login.as_client_of(account)
+        with ThreadPoolExecutor(min(len(chosen), STOPS_AT_ONCE)) as pool:
+            code = max(code, *pool.map(one, chosen))
+    return code
+
+
+def account_of(record: KeptRecord) -> str:
+    """The account that a record's machines are in; empty: none is known, or it has none."""
+    return record.account if isinstance(record, LeaseRecord) else ""
+
+
+def _by_account(context: Context, record_ids: list[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for record_id in record_ids:
+        account = ""
+        with suppress(MlinfraError):  # who reads it for its own operation says why it cannot be read
+            seen = context.ledger.read(record_id)
+            account = account_of(seen.record) if seen is not None else ""
+        found.setdefault(account, []).append(record_id)
+    return found
 
 
 def _stop_one(context: Context, record_id: str, keeper: Keeper) -> None:
@@ -192,6 +214,7 @@ def _look_at_node(context: Context, record_id: str, keeper: Keeper, *, late: lis
         late.append(record_id)
     if record.state is not State.READY:
         return
+    context.login.as_client_of(account_of(record))
     if not platform.is_up(record, attempt):
         why = f"the node is gone. {platform.node(attempt).why_gone()}".strip()
         error = NodeLost.__name__
@@ -207,6 +230,7 @@ def _end_late(context: Context, record_id: str, keeper: Keeper) -> None:
     seen = context.ledger.read(record_id)
     if seen is not None and keeper.keeps(seen.record):
         looks = context.platform(seen.record.platform).late_looks
+        context.login.as_client_of(account_of(seen.record))
         end_late(context, seen.record, due(seen.record, context.ledger.now(), looks))
 
 
@@ -327,8 +351,8 @@ def main() -> NoReturn:
     keeper = Keeper(place=arguments.place, process=process)
     try:
         home = Home(arguments.home)
-        cloud_access.borrow(home, os.environ)
         context = Context(home)
+        context.login.as_latest()  # a shared ledger lies in a cloud, too
         if arguments.verb == "step":
             code = step(context, arguments.id, keeper)
         elif arguments.verb == "renew":

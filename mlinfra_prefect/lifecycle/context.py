@@ -48,6 +48,8 @@ class Context:
         from_environment(os.environ)  # a malformed address is told before anything is made
         self.home = (home or Home.from_environment()).ensure()
         self.born = time.monotonic()
+        self.login = cloud_access.Login(self.home, os.environ)
+        """How this process logs in to a cloud, which operations change to what a client lent."""
         self._ahead = 0.0
         self.tell: Callable[[KeptRecord], None] = lambda _: None
         """Called when an operation was recorded and is about to begin; the keeper lays a fresh card."""

@@ -122,7 +122,7 @@ def ask(
     if request.platform != "local":
         if not context.shared and not context.platform(request.platform or "local").emulated:
             refuse_passing_file_system(context.home.ledger)
-        cloud_access.lend(context.home, os.environ)
+        cloud_access.lend(context.home, os.environ, lambda: account)
     ledger = context.ledger
     for _ in range(TRIES):
         rounds = ledger.rounds(key.base)

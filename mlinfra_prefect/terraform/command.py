@@ -62,6 +62,11 @@ def state_pull(engine: Path) -> list[str]:
     return _argv(engine, "state pull")
 
 
+def state_push(engine: Path, state: Path) -> list[str]:
+    """``state push``: store a state in the backend; Terraform refuses one that is older than what is there."""
+    return _argv(engine, "state push", str(state))
+
+
 def force_unlock(engine: Path, lock_id: str) -> list[str]:
     """``force-unlock`` of exactly that lock, without a question."""
     return [str(engine), "force-unlock", "-force", lock_id]

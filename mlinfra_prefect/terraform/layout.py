@@ -9,6 +9,7 @@
 ``bundle/``                 the teardown bundle
 ``output/``                 what each command printed, mode 0600
 ``lock``                    inherited by every Terraform process of this stack (see `lock`)
+``errored.tfstate``         what a former copy's Terraform could not store, until `prepare` has stored it
 ``suspect``                 exists where the state can no longer be trusted: tags must decide
 ==========================  ==========================================================================
 
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from mlinfra_prefect.terraform.module import Module
+
+
+ERRORED = "errored.tfstate"
+"""What Terraform calls a state that its backend did not take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +78,16 @@ class Layout:
     def plan_json(self) -> Path:
         """The saved plan as JSON."""
         return self.directory / "plan.json"
+
+    @property
+    def errored(self) -> Path:
+        """What Terraform would have stored, where it left that: in the working directory."""
+        return self.workdir / ERRORED
+
+    @property
+    def unstored(self) -> Path:
+        """The same, saved from a copy that was made anew."""
+        return self.directory / ERRORED
 
     @property
     def lock(self) -> Path:

@@ -7,6 +7,8 @@ interrupted. Nothing here decides *whether* to destroy, retry or give up.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -106,7 +108,7 @@ class Stack:
         Terraform was stopped or ended by a signal, it could not store its state, or an apply left none at all.
         """
         layout = self._layout
-        if layout.suspect.exists() or (layout.workdir / "errored.tfstate").exists():
+        if layout.suspect.exists() or layout.errored.exists() or layout.unstored.exists():
             return True
         applied = any(layout.output.glob("*-apply.out"))
         return applied and not layout.has_backend and not layout.state.exists()
@@ -114,7 +116,7 @@ class Stack:
     def why_suspect(self) -> str:
         """Why the state cannot tell all that exists, or existed; empty where it can. What it is told by stays 0600."""
         layout = self._layout
-        errored = layout.workdir / "errored.tfstate"
+        errored = layout.errored if layout.errored.exists() else layout.unstored
         if errored.exists():
             errored.chmod(0o600)
             return f"Terraform could not store it ({errored} is what it would have stored)"
@@ -132,6 +134,12 @@ class Stack:
     def mark_suspect(self, reason: str) -> None:
         """Says that the state can no longer be trusted: a Terraform of it was ended, and not by its starter."""
         write_private(self._layout.suspect, f"{reason}\n".encode())
+
+    def saved_plan(self) -> str:
+        """The sha256 of the saved plan, to tell whether it is the one that somebody was shown; empty: there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return hashlib.sha256(self._layout.plan.read_bytes()).hexdigest()
+        return ""
 
     def resources(self) -> tuple[str, ...]:
         """Addresses of the managed resources in the state; none where there is no state.
@@ -181,7 +189,7 @@ class Stack:
         """Copies the module and its variables into the stack, and initialises it where that is needed.
 
         Idempotent; creates nothing outside of the directory. Starts no process for a module that uses only the
-        built-in provider.
+        built-in provider. A state that the backend did not take the last time is stored first.
 
         Args:
             root_module: the module's directory.
@@ -206,6 +214,8 @@ class Stack:
         private_folder(self.directory).chmod(0o700)
         for former in (layout.plan, layout.plan_json):
             former.unlink(missing_ok=True)
+        if layout.errored.exists():
+            layout.errored.replace(layout.unstored)
         shutil.rmtree(layout.root, ignore_errors=True)
         module.copy(found, layout.root)
         write_private(layout.var_file, json.dumps(dict(variables)).encode())
@@ -221,9 +231,15 @@ class Stack:
             if kept is not None:
                 initialised.keep(kept, layout.workdir)
                 initialised.restore(kept, layout.workdir, locked=found.locked)
+        if found.has_backend and layout.unstored.exists() and layout.unstored.stat().st_size:
+            argv = command.state_push(self.engine.path, layout.unstored)
+            self._runner.succeed(argv, layout.workdir, deadline)
+            layout.unstored.unlink()
 
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.
+
+        A lock that a dead Terraform of this host left in the backend is broken.
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`.
@@ -232,8 +248,10 @@ class Stack:
         """
         layout, program = self._layout, self.engine.path
         self._check_prepared()
-        argv = command.plan(program, out=layout.plan, var_file=layout.var_file, state=layout.state_option)
-        self._runner.succeed(argv, layout.workdir, deadline, on_event)
+        if layout.has_backend:
+            self._unlocked(self._save_plan, deadline, on_event)
+        else:
+            self._save_plan(deadline, on_event)
         shown = self._runner.succeed(command.show(program, layout.plan), layout.workdir, deadline)
         shown.stdout.replace(layout.plan_json)
         document = planned.load(layout.plan_json)
@@ -246,6 +264,7 @@ class Stack:
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`; what was created until then is in the state.
+            PlanStale: the state changed since it was planned; nothing was applied.
             OperationTimedOut, StateLocked: as in `process.run`.
             PermanentError: there is no plan.
         """
@@ -279,6 +298,11 @@ class Stack:
         return Destroyed(before, remaining, time.monotonic() - started)
 
     # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _save_plan(self, deadline: float, on_event: Listener) -> None:
+        layout = self._layout
+        argv = command.plan(self.engine.path, out=layout.plan, var_file=layout.var_file, state=layout.state_option)
+        self._runner.succeed(argv, layout.workdir, deadline, on_event)
 
     def _destroy_round(self, before: tuple[str, ...], deadline: float, on_event: Listener) -> tuple[str, ...]:
         """Tries the module, then the bundle; returns what remains, or raises where that is all there was before."""

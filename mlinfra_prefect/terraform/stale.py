@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _FIELD = r"{}:\s+(\S+)"
+_BEGINS = "Lock Info:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ def described(text: str, *, before: float) -> Held | None:
         before: when the command began (epoch seconds), on this host's clock. Some backends of some versions describe
             the lock that they *wanted*, which was made after that, and not the one that is held.
     """
+    text = text.partition(_BEGINS)[2]  # before it a store says ids of its own: S3 those of the request
     lock_id, who = (re.search(_FIELD.format(name), text) for name in ("ID", "Who"))
     created = re.search(r"Created:\s+(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)", text)
     if lock_id is None or who is None or created is None or not re.fullmatch(r"[0-9A-Za-z][0-9A-Za-z-]*", lock_id[1]):

@@ -132,6 +132,13 @@ class Account:
         found |= {f"Policy {each['PolicyName']}" for each in iam.list_policies(Scope="Local")["Policies"]}
         found |= {f"Function {each['FunctionName']}" for each in self.client("lambda").list_functions()["Functions"]}
         found |= {f"Rule {each['Name']}" for each in self.client("events").list_rules()["Rules"]}
+        found |= {f"Log {each['logGroupName']}" for each in self.client("logs").describe_log_groups()["logGroups"]}
+        dashboards = self.client("cloudwatch", region).list_dashboards()["DashboardEntries"]
+        found |= {f"Dashboard {each['DashboardName']}" for each in dashboards}
+        kms = self.client("kms", region)
+        for each in kms.list_keys()["Keys"]:
+            if kms.describe_key(KeyId=each["KeyId"])["KeyMetadata"]["KeyState"] != "PendingDeletion":
+                found.add(f"Key {each['KeyId']}")
         return found | {f"Instance {each}" for each in self.running(region)}
 
     def plant(self, tags: dict[str, str], region: str = REGION) -> str:

@@ -7,10 +7,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from aws_place import REGION, SECOND, Account, House, house_in, usable
+from aws_place import REGION, SECOND, Account, House, context_of, house_in, usable
 
 from mlinfra_prefect.aws import buckets, environment as environments
-from mlinfra_prefect.errors import InvalidInput, MlinfraError, NotInitialised, PermanentError, PlanRejected
+from mlinfra_prefect.errors import (
+    InvalidInput,
+    MlinfraError,
+    NotInitialised,
+    NotYetDestroyed,
+    PermanentError,
+    PlanRejected,
+    PlanStale,
+)
+from mlinfra_prefect.lifecycle.environment_stacks import Part, Planned, Wanted, place
+from mlinfra_prefect.lifecycle.making import asks_for_more, make
+from mlinfra_prefect.lifecycle.proposal import Proposal
+from mlinfra_prefect.lifecycle.unmaking import find, unmake
+from mlinfra_prefect.terraform.idle_price import IdleLine, IdlePrice
 from mlinfra_prefect.testing.aws import Emulator
 
 
@@ -265,3 +278,89 @@ def test_a_region_that_is_none_is_said(house: House, monkeypatch: pytest.MonkeyP
     """Not "no such host": this account has no such region."""
     with pytest.raises(MlinfraError, match="eu-nowhere-9"):
         buckets.zones("eu-nowhere-9", 3)
+
+
+# --- what was agreed to -----------------------------------------------------------------------------------------------
+
+PART = Part("shared", "aws-shared", REGION, {})
+ROLE, KEY = ("aws_iam_role", "create"), ("aws_kms_key", "create")
+FREE = IdlePrice(0.0, ())
+
+
+@pytest.mark.parametrize(
+    ("actions", "idle", "more"),
+    [
+        ({ROLE: 2}, FREE, ()),
+        ({ROLE: 1}, FREE, ()),
+        ({ROLE: 3}, FREE, ("create 1 aws_iam_role",)),
+        ({ROLE: 2, KEY: 1}, FREE, ("create 1 aws_kms_key",)),
+        ({("aws_iam_role", "replace"): 1}, FREE, ("replace 1 aws_iam_role",)),
+        ({ROLE: 2}, IdlePrice(0.004, ()), ()),
+        ({ROLE: 2}, IdlePrice(1.0, ()), ("1.00 USD a month",)),
+        ({ROLE: 2}, IdlePrice(0.0, (IdleLine("x", None, "?"),)), ("1 of which the price is not known",)),
+    ],
+)
+def test_more_is_more_of_a_kind_of_change_or_more_money(
+    actions: dict[tuple[str, str], int], idle: IdlePrice, more: tuple[str, ...]
+) -> None:
+    """A replacement is no creation, and what has no price was not agreed to."""
+    assert asks_for_more(Planned(PART, {ROLE: 2}, FREE), Planned(PART, actions, idle)) == more
+
+
+def test_a_plan_that_another_init_has_replaced_is_not_applied(house: House, account: Account) -> None:
+    """Two terminals of one home: what the second was shown is not what the first agreed to."""
+    context = context_of(house)
+    proposal = Proposal(Wanted("twice", (REGION,)), account.aws.account, (Planned(PART, {}, FREE, saved="0" * 64),))
+    with (
+        account.unchanged(),
+        pytest.raises(PlanStale, match="shared: something changed.* init aws --environment twice"),
+    ):
+        make(context, proposal)
+    context.ledger.close()
+
+
+# --- what is left of one that was never finished ----------------------------------------------------------------------
+
+
+def test_what_there_is_of_an_environment_is_found_by_its_bucket(
+    house: House, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the region that is named, or where this home began with it; the states in it say which regions it has."""
+    context = context_of(house)
+    name = environments.state_bucket("begun", account.aws.account, SECOND)
+    account.client("s3", SECOND).create_bucket(Bucket=name, CreateBucketConfiguration={"LocationConstraint": SECOND})
+    for part in ("shared", f"region-{REGION}"):
+        account.client("s3", SECOND).put_object(Bucket=name, Key=buckets.state_key(part), Body=b"{}")
+    with pytest.raises(NotInitialised, match=f"not initialised on AWS in {REGION} of account"):
+        find(context, "begun")
+    named = find(context, "begun", SECOND)
+    assert (named.regions, set(named.states), named.made) == ((SECOND, REGION), {"shared", f"region-{REGION}"}, None)
+    place(context, "begun", account.aws.account, SECOND).mkdir(parents=True)
+    assert find(context, "begun") == named
+    context.ledger.close()
+
+
+def test_an_environment_of_another_account_is_not_looked_for_in_this_one(house: House, account: Account) -> None:
+    """There it would look as if nothing of it existed, and be forgotten."""
+    made, context = usable(house, "abroad"), context_of(house)
+    environments.save(made.model_copy(update={"account": "999999999999"}), house.home.aws)
+    with account.unchanged(), pytest.raises(PermanentError, match="is in account 999999999999, and this login is of"):
+        find(context, "abroad")
+    context.ledger.close()
+
+
+def test_what_no_state_names_keeps_the_bucket_and_is_named(house: House, account: Account) -> None:
+    """Its last trace does not go while something of it is there: a role that a killed Terraform had made."""
+    usable(house, "lost")
+    account.client("s3").delete_bucket(Bucket=environments.artifact_bucket("lost", account.aws.account, REGION))
+    account.client("iam").create_role(RoleName="mlinfra-prefect-node-lost", AssumeRolePolicyDocument="{}")
+    context = context_of(house)
+    with pytest.raises(NotYetDestroyed, match="role mlinfra-prefect-node-lost of environment 'lost' are still there"):
+        unmake(context, find(context, "lost"))
+    account.client("iam").delete_role(RoleName="mlinfra-prefect-node-lost")
+    assert buckets.exists(environments.state_bucket("lost", account.aws.account, REGION), REGION)
+    unmake(context, find(context, "lost"))
+    assert not buckets.exists(environments.state_bucket("lost", account.aws.account, REGION), REGION)
+    with pytest.raises(NotInitialised):
+        find(context, "lost")
+    context.ledger.close()

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from aws_place import REGION, Account, House, house_in, require_provider
+from aws_place import REGION, Account, House, context_of, house_in, require_provider
 
 from mlinfra_prefect.aws import environment as environments, tags
-from mlinfra_prefect.lifecycle import initialising
-from mlinfra_prefect.lifecycle.initialising import Wanted
+from mlinfra_prefect.errors import PlanRejected, PlanStale
+from mlinfra_prefect.lifecycle.environment_stacks import Wanted
+from mlinfra_prefect.lifecycle.making import make
+from mlinfra_prefect.lifecycle.proposal import propose
 from mlinfra_prefect.testing.aws import Emulator
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -91,6 +94,43 @@ def test_the_hardened_profile_says_what_it_costs(house: House, account: Account)
     assert "aws_internet_gateway" not in said["creates"]
 
 
+# --- half of it -------------------------------------------------------------------------------------------------------
+
+
+def test_what_needs_more_than_was_agreed_to_is_not_made(house: House, account: Account, empty: set[str]) -> None:
+    """The first time only the bucket can be planned for real: the rest is planned again, and held against consent."""
+    context = context_of(house)
+    proposal = propose(context, Wanted("dev", (REGION,)))
+    state, shared = proposal.planned
+    assert state.saved, "what can be planned for real is kept"
+    assert not shared.saved, "and nothing else is"
+    less = {each: count for each, count in shared.actions.items() if each[0] != "aws_iam_role"}
+    with pytest.raises(PlanRejected, match="shared: now it needs more than what was agreed to: create 4 aws_iam_role"):
+        make(context, replace(proposal, planned=(state, replace(shared, actions=less))))
+    context.ledger.close()
+    (bucket,) = account.tagged() - empty
+    assert bucket.startswith("Bucket mlinfra-prefect-state-dev-")
+
+
+def test_half_an_environment_is_destroyed_from_what_there_is_of_it(
+    house: House, account: Account, empty: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off among its roles, so nothing was noted; from a home that knows nothing of it, every last part goes."""
+    account.aws.fail("AttachRolePolicy", status=403, code="AccessDenied", times=None)
+    broken = house.cli(*INIT, "--yes")
+    account.aws.clear_faults()
+    assert broken.returncode == 1
+    assert "AttachRolePolicy" in broken.stderr
+    there = {each.partition(" ")[0] for each in account.tagged() - empty}
+    assert {"Bucket", "Role", "Vpcs"} <= there
+    with house_in(account, monkeypatch) as other:
+        done = other.cli(*INIT, "--destroy", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "Environment dev was never finished. This destroys what there is of it" in done.stdout
+    assert "what the states of shared name" in done.stdout
+    assert account.tagged() == empty
+
+
 # --- making it --------------------------------------------------------------------------------------------------------
 
 
@@ -129,20 +169,27 @@ def test_another_home_finds_it_by_its_name(
         assert said["offers"][0]["region"] == REGION
 
 
-@pytest.mark.parametrize("mine", [True, False], ids=["its-own-home", "another-home"])
-def test_made_again_nothing_changes(
-    made: dict[str, Any], house: House, account: Account, monkeypatch: pytest.MonkeyPatch, mine: bool
+def test_made_again_nothing_changes_and_what_was_shown_is_applied_or_nothing(
+    made: dict[str, Any], house: House, account: Account, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the home that made it and from any other one."""
-    from mlinfra_prefect.lifecycle.context import Context
-
-    with account.unchanged(), house_in(account, monkeypatch) as other:
-        context = Context((house if mine else other).home)
-        proposal = initialising.propose(context, Wanted("dev", (REGION,)))
-        context.ledger.close()
-    assert proposal.creates == {}
-    # moto forgets where a function logs, so the provider would say it again. AWS does not forget it.
-    assert set(proposal.changes) <= {"aws_lambda_function"}
+    """From the home that made it and from any other one. Who agrees second to what both saw first is told so."""
+    with house_in(account, monkeypatch) as other:
+        mine, theirs = context_of(house), context_of(other)
+        with account.unchanged():
+            proposals = [propose(each, Wanted("dev", (REGION,))) for each in (mine, theirs)]
+        for proposal in proposals:
+            assert proposal.creates == {}
+            # moto forgets where a function logs, so the provider would say it again. AWS does not forget it.
+            assert set(proposal.changes) <= {"aws_lambda_function"}
+        wider = propose(theirs, Wanted("dev", (REGION,), input_buckets=("our-datasets",)))
+        since = account.aws.proxy.requests
+        make(theirs, wider)
+        again = [each.operation for each in account.aws.proxy.log if each.request > since]
+        assert "CreatePolicyVersion" in again
+        with account.unchanged(), pytest.raises(PlanStale, match="shared: something changed since this was shown"):
+            make(mine, proposals[0])
+        for each in (mine, theirs):
+            each.ledger.close()
 
 
 def test_a_second_home_region_is_another_environment(

@@ -1,10 +1,12 @@
 """Rule: the roles that an environment makes are enough for what they are for, in an account whose policies hold.
 
-Creator: plan, lease, train, release. Reaper, in another home with the same ledger: take over and give back.
+Creator: plan, lease, train, release. Reaper, in another home with the same ledger: take over and give back. In the
+profile that is harder to please: `hardened`, whose nodes have no way out and whose disks and buckets have a key.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -51,7 +53,9 @@ def house(account: Account) -> Iterator[House]:
         try:
             account.client("s3").create_bucket(Bucket=DATA)
             account.client("s3").put_object(Bucket=DATA, Key="today/rows.txt", Body=b"1 2 3")
-            said = made.says("init", "aws", "--yes", "--region", REGION, "--input-bucket", DATA)
+            said = made.says(
+                "init", "aws", "--yes", "--region", REGION, "--profile", "hardened", "--input-bucket", DATA
+            )
             made.env |= taken(account, "creator")
             made.env["MLINFRA_LEDGER"] = f"s3://{said['made']['state_bucket']}/ledger"
             yield made
@@ -115,9 +119,39 @@ def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house:
     assert denied(account) == []
 
 
-def test_the_reaper_may_take_over_in_another_home_and_give_back(account: Account, house: House) -> None:
+@pytest.fixture(scope="module")
+def lease(house: House) -> str:
+    """A lease that its client has left to itself."""
+    return str(house.says("up", "cpu", "--platform", "aws", "--name", "left")["id"])
+
+
+def test_a_node_of_a_hardened_environment_is_shut_in(account: Account, house: House, lease: str) -> None:
+    """No public address and no route to the internet, its disk under the environment's key, secrets by endpoints."""
+    made = json.loads((house.home.aws / "dev.json").read_text())
+    (region,) = made["regions"]
+    assert (made["profile"], made["egress"], region["public_ip"]) == ("hardened", "none", False)
+    ec2 = account.client("ec2")
+    (machine,) = account.of(lease)
+    (instance,) = ec2.describe_instances(InstanceIds=[machine])["Reservations"][0]["Instances"]
+    assert instance["SubnetId"] in region["subnets"].values()
+    addresses = [each.get("Association", {}).get("PublicIp") for each in instance["NetworkInterfaces"]]
+    assert [instance.get("PublicIpAddress"), *addresses] == [None, None]
+    volumes = [each["Ebs"]["VolumeId"] for each in instance["BlockDeviceMappings"]]
+    assert {(each["Encrypted"], each["KmsKeyId"]) for each in ec2.describe_volumes(VolumeIds=volumes)["Volumes"]} == {
+        (True, region["kms_key"])
+    }
+    assert account.client("kms").describe_key(KeyId=region["kms_key"])["KeyMetadata"]["KeyManager"] == "CUSTOMER"
+    (endpoints, routes) = (
+        ec2.describe_vpc_endpoints(Filters=[{"Name": "vpc-id", "Values": [instance["VpcId"]]}])["VpcEndpoints"],
+        ec2.describe_route_tables(Filters=[{"Name": "vpc-id", "Values": [instance["VpcId"]]}])["RouteTables"],
+    )
+    services = {(each["VpcEndpointType"], each["ServiceName"].rpartition(".")[2]) for each in endpoints}
+    assert services == {("Gateway", "s3"), ("Interface", "secretsmanager"), ("Interface", "ssm")}
+    assert not [way for each in routes for way in each["Routes"] if way.get("DestinationCidrBlock") == "0.0.0.0/0"]
+
+
+def test_the_reaper_may_take_over_in_another_home_and_give_back(account: Account, house: House, lease: str) -> None:
     """The home that made it, and its Terraform state, are out of reach: tags decide, in two clean looks."""
-    lease = house.says("up", "cpu", "--platform", "aws", "--name", "left")["id"]
     assert account.of(lease)
     kill_what_keeps(house)
     other = House(account, house.root.parent / "other")

@@ -17,6 +17,7 @@ from aws_place import REGION, SECOND, Account, House, house_in
 
 from mlinfra_prefect.aws import tags
 from mlinfra_prefect.keeper import cloud_sweeping, operate
+from mlinfra_prefect.keeper.operate import renew, step, stop
 from mlinfra_prefect.keeper.passes import Notes, Pass
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import LOCK_NAME, Context
@@ -74,9 +75,9 @@ def write(context: Context) -> Write:
     def write(name: str = "training", state: State = State.READY, *, ago: float = 3600.0) -> LeaseRecord:
         record = sample_lease(name, ledger_id=context.ledger.ledger_id, platform="aws", keeper=None)
         seen = context.ledger.create(record, actor="test", reason="written by a test")
-        for step in path_to(state):
-            over = {"released_at": context.ledger.now() - timedelta(seconds=ago)} if step is State.RELEASED else {}
-            seen = context.ledger.replace(seen, seen.record.revised(state=step, **over), actor="test", reason="on")
+        for following in path_to(state):
+            over = {"released_at": context.ledger.now() - timedelta(seconds=ago)} if following is State.RELEASED else {}
+            seen = context.ledger.replace(seen, seen.record.revised(state=following, **over), actor="test", reason="on")
         assert isinstance(seen.record, LeaseRecord)
         return seen.record
 
@@ -97,11 +98,11 @@ def sweep(context: Context) -> Sweep:
     return sweep
 
 
-def noted(house: House, name: str, *regions: str) -> None:
+def noted(house: House, name: str, *regions: str, account: str = "") -> None:
     """As `init aws` leaves it in the home; that is all that a sweep reads of an environment."""
     house.home.aws.mkdir(exist_ok=True)
     listed = ", ".join(f'{{"name": "{region}"}}' for region in regions)
-    (house.home.aws / f"{name}.json").write_text(f'{{"regions": [{listed}]}}')
+    (house.home.aws / f"{name}.json").write_text(f'{{"account": "{account}", "regions": [{listed}]}}')
 
 
 def marks(lease: LeaseRecord | str, ledger: str = "", *, deadline: float | None = None, **more: str) -> dict[str, str]:
@@ -438,27 +439,87 @@ def test_a_terraform_that_runs_is_waited_for(account: Account, context: Context,
 
 
 def test_a_reaper_without_a_login_uses_the_one_of_its_home(
-    account: Account, house: House, write: Write, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+    account: Account, context: Context, house: House, write: Write, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cron knows no credentials; the latest client of the home had some."""
     record = write(state=State.RELEASED)
     account.plant(marks(record))
-    cloud_access.lend(house.home, os.environ)
+    cloud_access.lend(house.home, os.environ, cloud_access.account_here)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    try:
+    context.login = cloud_access.Login(house.home, os.environ)
+    sweep()
+    assert account.running() == {}
+    assert cloud_access.variables() == {}, "what it borrowed it has given back"
+
+
+def test_each_account_is_looked_at_with_its_own_login(
+    account: Account, context: Context, house: House, write: Write, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A home with environments in two accounts: the login of the one shows nothing of the other, and says nothing."""
+    record = write(state=State.RELEASED)
+    account.plant(marks(record))
+    cloud_access.lend(house.home, os.environ, cloud_access.account_here)
+    with Emulator() as aws:
+        second = Account(aws)
+        second.plant(marks(record))
+        noted(house, "dev", REGION, account=account.aws.account)
+        noted(house, "prod", REGION, account=aws.account)
+        for name, value in aws.environment.items():
+            monkeypatch.setenv(name, value)
+        context.login = cloud_access.Login(house.home, os.environ)
         sweep()
-        assert account.running() == {}
-    finally:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            del os.environ[name]  # the sweep borrowed them into this process
+        assert (account.running(), second.running()) == ({}, {})
+        assert cloud_access.variables() == aws.environment
+        account.plant(marks(record))
+        (house.home.aws / f"login.{account.aws.account}").unlink()
+        cloud_access.lend(house.home, os.environ, cloud_access.account_here)
+        (reason,) = (each.reason for each in sweep().stuck)
+    assert reason.startswith(f"This login is of account {aws.account}: nothing in account {account.aws.account} can be")
+    assert account.running()
+
+
+@pytest.mark.parametrize("verb", ["step", "stop", "renew"])
+def test_the_keeper_logs_in_to_the_account_of_each_record(
+    account: Account, context: Context, house: House, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """The latest client of its home was in another account: there the machines of this lease could not be seen."""
+    keeper = Keeper(place="process", process=identify())
+    record = sample_lease(
+        ledger_id=context.ledger.ledger_id, platform="aws", keeper=keeper, account=account.aws.account
+    )
+    machine = account.plant(marks(record))
+    place = context.home.record_dir(record.id) / "1"
+    made = sample_attempt(
+        offer=sample_offer(region=REGION), applied_at=context.ledger.now(), nodes=(machine,),
+        directory=str(place / "terraform"), node_dir=str(place / "node"),
+    )  # fmt: skip
+    seen = context.ledger.create(record.revised(attempts=(made,)), actor="test", reason="written by a test")
+    for state in path_to(State.READY if verb == "renew" else State.RELEASING):
+        seen = context.ledger.replace(seen, seen.record.revised(state=state), actor="test", reason="on")
+    cloud_access.lend(house.home, os.environ, cloud_access.account_here)
+    with Emulator() as aws:
+        cloud_access.lend(house.home, aws.environment, lambda: aws.account)
+        for name in cloud_access.variables():
+            monkeypatch.delenv(name)
+        context.login = cloud_access.Login(house.home, os.environ)
+        context.login.as_latest()
+        if verb == "step":
+            code = step(context, record.id, keeper)
+        else:
+            code = {"stop": stop, "renew": renew}[verb](context, [record.id], keeper)
+        assert not aws.proxy.requests
+    context.login.as_itself()
+    assert code == 0
+    assert not context.lease(record.id).failures
+    assert set(account.running()) == ({machine} if verb == "renew" else set())
 
 
 def test_a_home_that_used_no_cloud_asks_none(account: Account, house: House) -> None:
     """A pass of such a home costs no call, and needs no login."""
     since = account.aws.proxy.requests
     fresh = Context(house.home)
-    cloud_access.lend(house.home, os.environ)
+    cloud_access.lend(house.home, os.environ, lambda: account.aws.account)
     cloud_sweeping.sweep_clouds(fresh, Notes(), (), unknown_before=0.0)
     fresh.ledger.close()
     assert account.aws.proxy.requests == since

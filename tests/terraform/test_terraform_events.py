@@ -10,6 +10,7 @@ import pytest
 from mlinfra_prefect.errors import (
     CapacityUnavailable,
     PermanentError,
+    PlanStale,
     QuotaExceeded,
     StateLocked,
     TemporaryError,
@@ -115,7 +116,7 @@ def _diagnostic(text: str, severity: str = "error") -> Diagnostic:
         ("UnauthorizedOperation: You are not authorized to perform this operation", PermanentError),
         ("No value for required variable", PermanentError),
         ("Unsupported argument", PermanentError),
-        ("Saved plan is stale", PermanentError),
+        ("Saved plan is stale", PlanStale),
         ("Inconsistent dependency lock file", PermanentError),
         ("local-exec provisioner error", TerraformFailed),
         ("RequestError: send request failed: connection reset", TerraformFailed),

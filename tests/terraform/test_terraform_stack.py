@@ -296,6 +296,21 @@ def test_a_state_that_a_backend_keeps_is_read_and_destroyed(
     assert json.loads(kept.read_text())["resources"] == []
 
 
+def test_a_state_that_its_backend_did_not_take_is_stored_by_the_next_preparation(
+    stack: Stack, write_module: Write, tmp_path: Path, deadline: float
+) -> None:
+    """What was made is in that file alone: a new copy of the module must not take it away."""
+    kept, root = tmp_path / "kept.tfstate", write_module(f'terraform {{\n backend "local" {{}}\n}}\n{ONE}')
+    _up(stack, root, {"text": "a"}, deadline, backend={"path": str(kept)})
+    shutil.move(kept, stack.module / "errored.tfstate")
+    assert stack.suspect
+    assert stack.resources() == ()
+    stack.prepare(root, {"text": "a"}, deadline=deadline, backend={"path": str(kept)})
+    assert not stack.suspect
+    assert stack.resources() == ("terraform_data.one",)
+    assert stack.destroy(deadline=deadline).destroyed == ("terraform_data.one",)
+
+
 TRAPS = ['${file("/etc/hostname")}', "%{ if true }x%{ endif }", "$${a}", "%%{b}", "$$${c}", "$", "a$", "{}", 'ü\n"\\']
 
 

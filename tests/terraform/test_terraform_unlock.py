@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +11,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from mlinfra_prefect.errors import StateLocked
-from mlinfra_prefect.terraform import Stack, command, stale
+from mlinfra_prefect.terraform import Slots, Stack, command, stale
+from mlinfra_prefect.testing.emulator import MotoServer
 
 Write = Callable[..., Path]
 
@@ -105,6 +108,39 @@ def test_the_lock_of_a_dead_terraform_is_broken_by_its_id_and_one_of_another_hos
     assert len(list((stack.directory / "output").glob("*-force-unlock.out"))) == 1
 
 
+def test_a_plan_and_a_destroy_break_the_lock_of_a_dead_terraform_in_a_bucket(
+    stack: Stack, write_module: Write, deadline: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """S3 tells whose lock it is: that of this host's dead is broken, another host's stays."""
+    monkeypatch.setitem(command._COMMON, "lock_timeout", "0s")  # noqa: SLF001 (nobody waits for the dead in a test)
+    root = write_module('terraform {\n backend "s3" {}\n}\nresource "terraform_data" "one" {}')
+    settings = {"bucket": "states", "key": "k", "region": "us-east-1", "use_lockfile": "true", "use_path_style": "true"}
+    left = {
+        "ID": "1f-2", "Operation": "OperationTypeApply", "Info": "", "Version": "1.11.4", "Path": "states/k",
+        "Created": "2026-01-31T12:00:00.5Z",
+    }  # fmt: skip
+    with MotoServer() as server:
+        s3 = boto3.client("s3", endpoint_url=server.url, region_name="us-east-1", aws_access_key_id="k",
+                          aws_secret_access_key="s")  # fmt: skip
+        s3.create_bucket(Bucket="states")
+
+        def lock(host: str) -> None:
+            s3.put_object(Bucket="states", Key="k.tflock", Body=json.dumps({**left, "Who": f"root@{host}"}).encode())
+
+        stack = Stack(stack.directory, engine=stack.engine, slots=Slots(stack.directory / "slots", limit=1),
+                      env=server.environment)  # fmt: skip
+        stack.prepare(root, {}, deadline=deadline, backend=settings)
+        lock("another-host")
+        with pytest.raises(StateLocked, match="another-host, which cannot be seen from here"):
+            stack.plan(deadline=deadline)
+        lock(socket.gethostname())
+        stack.plan(deadline=deadline)
+        stack.apply(deadline=deadline)
+        lock(socket.gethostname())
+        assert stack.destroy(deadline=deadline).destroyed == ("terraform_data.one",)
+        assert [each["Key"] for each in s3.list_objects_v2(Bucket="states")["Contents"]] == ["k"]
+
+
 WHOLE = "Lock Info: ID: 1f-2 Path: s3://b/k Operation: OperationTypeApply Who: ada@laptop Version: 1 "
 
 
@@ -112,6 +148,7 @@ WHOLE = "Lock Info: ID: 1f-2 Path: s3://b/k Operation: OperationTypeApply Who: a
     ("text", "found"),
     [
         (f"{WHOLE} Created: 1970-01-01 00:00:09.5 +0000 UTC Info:", "1f-2"),
+        (f"PutObject, RequestID: Gv4, HostID: 9+: {WHOLE} Created: 1970-01-01 00:00:09.5 +0000 UTC Info:", "1f-2"),
         (f"{WHOLE} Created: 1970-01-01 00:00:10.5 +0000 UTC Info:", None),
         (WHOLE, None),
         ("the state is locked", None),
