@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.aws import S3Ledger, buckets, deadman, environment as environments, tags
+from mlinfra_prefect.aws import S3Ledger, buckets, deadman, environment as environments, granting, tags
 from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.errors import InvalidInput, LeaseHeld
 from mlinfra_prefect.lifecycle.context import STACKS, Context
@@ -45,6 +45,7 @@ class Wanted:
     zones: int = 3
     mirrors: tuple[str, ...] | None = None
     input_buckets: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +138,8 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
         state_bucket=state_bucket, artifact_bucket=str(shared["artifact_bucket"]),
         instance_profile=str(shared["instance_profile"]), node_role_id=str(shared["node_role_id"]),
         regions=tuple(_region(part.region, outputs[part.name]) for part in proposal.parts if part.in_bucket),
-        mirrors=wanted.mirrors or (), input_buckets=wanted.input_buckets or (), made_at=context.ledger.now(),
+        mirrors=wanted.mirrors or (), input_buckets=wanted.input_buckets or (), secrets=wanted.secrets or (),
+        made_at=context.ledger.now(),
     )  # fmt: skip
     environments.save(made, context.home.aws)
     return made
@@ -155,7 +157,7 @@ def unmake(context: Context, name: str, tell: Callable[[str], None] = lambda _: 
     refuse_leases(context, made)
     wanted = Wanted(
         name, tuple(each.name for each in made.regions), made.profile, made.egress,
-        mirrors=made.mirrors, input_buckets=made.input_buckets,
+        mirrors=made.mirrors, input_buckets=made.input_buckets, secrets=made.secrets,
     )  # fmt: skip
     for part in reversed(_parts(context, wanted, made.account)):
         if part.in_bucket:
@@ -238,14 +240,16 @@ def _as_before(wanted: Wanted, made: AwsEnvironment | None) -> Wanted:
     Raises:
         InvalidInput: ranges of mirrors that this egress does not reach.
     """
-    mirrors, inputs = wanted.mirrors, wanted.input_buckets
+    mirrors, inputs, secrets = wanted.mirrors, wanted.input_buckets, wanted.secrets
     if mirrors and wanted.egress != "mirror":
         raise InvalidInput("mirror", f"egress {wanted.egress!r} reaches none", "Say --egress mirror.")
     if mirrors is None:
         mirrors = made.mirrors if made is not None and wanted.egress == "mirror" else ()
     if inputs is None:
         inputs = made.input_buckets if made is not None else ()
-    return replace(wanted, mirrors=mirrors, input_buckets=inputs)
+    if secrets is None:
+        secrets = made.secrets if made is not None else ()
+    return replace(wanted, mirrors=mirrors, input_buckets=inputs, secrets=secrets)
 
 
 def _refuse_lost_regions(wanted: Wanted, made: AwsEnvironment | None) -> None:
@@ -277,6 +281,7 @@ def _parts(context: Context, wanted: Wanted, account: str) -> tuple[Part, ...]:
             "dead_man": {"archive": str(archive.path), "sha256": archive.sha256}, "dashboard": True,
             "regions": list(wanted.regions), "emulated": emulated,
             "mirrors": list(wanted.mirrors or ()), "input_buckets": list(wanted.input_buckets or ()),
+            "secret_arns": granting.arns(wanted.secrets or (), home, account),
         }),
     ]  # fmt: skip
     for region in wanted.regions[1:]:
@@ -348,6 +353,7 @@ def as_json(proposal: Proposal) -> str:
         "environment": proposal.wanted.environment, "account": proposal.account,
         "regions": list(proposal.wanted.regions), "profile": proposal.wanted.profile, "egress": proposal.wanted.egress,
         "mirrors": list(proposal.wanted.mirrors or ()), "input_buckets": list(proposal.wanted.input_buckets or ()),
+        "secrets": list(proposal.wanted.secrets or ()),
         "creates": dict(proposal.creates), "changes": dict(proposal.changes),
         "idle_usd_per_month": round(proposal.usd_per_month, 2),
     }, indent=1)  # fmt: skip
