@@ -5,8 +5,8 @@ locals {
   hardened = var.profile == "hardened"
   # Without a way to the internet, secrets are reached through endpoints.
   endpoints = local.hardened || (length(var.secret_arns) > 0 && var.egress != "internet")
-  regions  = length(var.regions) > 0 ? var.regions : [var.region]
-  key_arn  = local.hardened ? aws_kms_key.this[0].arn : ""
+  regions   = length(var.regions) > 0 ? var.regions : [var.region]
+  key_arn   = local.hardened ? aws_kms_key.this[0].arn : ""
 }
 
 module "network" {
