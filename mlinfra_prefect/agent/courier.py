@@ -1,9 +1,10 @@
 """The courier: the node's one connection to the world, between the bucket and the agent's directory.
 
 The agent and everything it starts know only directories, as on local. The courier carries: what the client wrote into
-``in/`` appears there, what appears there goes to ``out/``. It decides nothing but when the machine is not needed any
-more, and then powers it off: the agent has ended (by its grant or its deadline), the GPUs are not what was paid for, or
-nobody came. A bucket that cannot be reached ends nothing: the training goes on, and the deadline holds.
+``in/`` appears there, what appears there goes to ``out/``; and it answers a job's question for secrets, with what the
+node's role may read. It decides nothing but when the machine is not needed any more, and then powers it off: the agent
+has ended (by its grant or its deadline), the GPUs are not what was paid for, or nobody came. A bucket that cannot be
+reached ends nothing: the training goes on, and the deadline holds.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .folders import private_folder
 from .imds import Imds, ImdsError
 from .inbox import Inbox
 from .outbox import ACCEPTANCE, COURIER_LOG, Outbox
+from .secret_stores import SecretStores
 from .specs import AgentSpec
 from .wire import AGENT_STATE, SpecError, read_json_if_there, write_json
 
@@ -81,7 +83,9 @@ class Courier:
             return
         bucket = Bucket(self._boot.bucket, self._boot.region, self._boot.endpoint, imds.credentials)
         prefix = f"nodes/{self._boot.role_id}:{instance}/"
-        inbox = Inbox(bucket, f"{prefix}in/", self._root, self._say)
+        # A client of the metadata service is not safe for threads, and each job asks from its own.
+        stores = SecretStores(self._boot.region, self._boot.endpoint, lambda: Imds().credentials())
+        inbox = Inbox(bucket, f"{prefix}in/", self._root, self._say, stores.answer)
         outbox = Outbox(bucket, f"{prefix}out/", self._root, self._say)
         try:
             self._carry(inbox, outbox)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import groups
 from .folders import private_folder
+from .requirement import refusal
 from .transfer import no_tick
 from .wire import read_json_if_there, write_json
 
@@ -43,27 +44,15 @@ class EnvironmentFailed(RuntimeError):
 
 
 def check_requirements(requirements: Sequence[str]) -> None:
-    """Refuse what is not a requirement.
-
-    Options of pip are refused, because they can name files, indexes and code; two are allowed, for mirrors without a
-    network: ``--no-index`` and ``--find-links X``.
+    """Refuse what is not a requirement (`requirement.refusal`): a job may come from anywhere.
 
     Raises:
         EnvironmentFailed: names the first bad entry.
     """
     for text in requirements:
-        words = text.split()
-        links = len(words) == 2 and words[0] == "--find-links"
-        if (
-            not words
-            or "\n" in text
-            or "\r" in text
-            or (text.lstrip().startswith("-") and words != ["--no-index"] and not links)
-        ):
-            raise EnvironmentFailed(
-                f"the requirement {text!r} is refused: only requirement specifiers, '--no-index' and '--find-links X' "
-                "are allowed"
-            )
+        problem = refusal(text)
+        if problem:
+            raise EnvironmentFailed(f"the requirement {text!r} is refused: it {problem}")
 
 
 def ensure(

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .bucket import Bucket, Listed
+    from .unpacking import Secrets
 
 SPEC: Final = "spec.json"
 GRANT: Final = "grant"
@@ -34,6 +35,7 @@ class Inbox:
         prefix: ``nodes/<id>/in/``.
         root: the node's directory.
         say: writes a line into the courier's log.
+        secrets: see `unpacking.Unpacker`.
 
     Attributes:
         spec: the node's spec as it came, or None.
@@ -42,11 +44,11 @@ class Inbox:
         taken: of each job the number of the last checkpoint that the client has.
     """
 
-    def __init__(self, bucket: Bucket, prefix: str, root: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, bucket: Bucket, prefix: str, root: Path, say: Callable[[str], None], secrets: Secrets) -> None:
         self._bucket, self._prefix, self._root = bucket, prefix, root
         self._seen: dict[str, str] = {}
         self._orders: dict[str, dict[str, Any]] = {}
-        self.jobs = Unpacker(bucket, prefix, root, say, lambda job: job in self._orders or "" in self._orders)
+        self.jobs = Unpacker(bucket, prefix, root, say, stopped=self._is_stopped, secrets=secrets)
         self.spec: dict[str, Any] | None = None
         self.grant: str | None = None
         self.revoked: str | None = None
@@ -88,6 +90,9 @@ class Inbox:
             with contextlib.suppress(OSError):
                 if place.is_dir() and (not path.exists() or json.loads(path.read_bytes()) != order):
                     write_json(path, order)
+
+    def _is_stopped(self, job: str) -> bool:
+        return job in self._orders or "" in self._orders
 
     def _look_at_grant(self, found: Listed | None, *, over: bool) -> None:
         if self.revoked is not None or (found is not None and self._seen.get(GRANT) == found.etag):

@@ -1,8 +1,9 @@
 """Secrets reach a training without ever lying anywhere: through a pipe with a name, read once.
 
-The job names them only. The client makes the pipe (mode 0600) in the job directory before the job appears and answers
-when the launcher opens it; the launcher puts the values into the environment of the training process and nowhere else.
-What a training itself prints or saves is the training's doing.
+The job names them only. Whoever hands it over (the client, or on a cloud's node the courier) makes the pipe (mode 0600)
+in the job directory before the job appears and answers when the launcher opens it; the launcher puts the values into
+the environment of the training process and nowhere else. What a training itself prints or saves is the training's
+doing.
 """
 
 from __future__ import annotations
@@ -37,11 +38,20 @@ def make_fifo(directory: Path) -> None:
 
 
 class SecretServer:
-    """Answers the launcher of one job, from a thread; see `serve_secrets`."""
+    """Answers the launcher of one job, from a thread; see `serve_secrets`.
 
-    def __init__(self, job_dir: Path, values: Mapping[str, str]) -> None:
+    Args:
+        job_dir: the job's final directory (it may not exist yet).
+        answer: called when the launcher asks: the values by name, or a sentence that says why there are none.
+        over: whether nobody will ask any more.
+    """
+
+    def __init__(
+        self, job_dir: Path, answer: Callable[[], Mapping[str, str] | str], over: Callable[[], bool] = lambda: False
+    ) -> None:
         self._path = job_dir / SECRETS
-        self._data = (json.dumps(dict(values)) + "\n").encode("ascii")
+        self._answer: Callable[[], Mapping[str, str] | str] | None = answer
+        self._over = over
         self._closed = threading.Event()
         self._served = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="mlinfra-secrets", daemon=True)
@@ -56,7 +66,7 @@ class SecretServer:
         """Stop answering; idempotent. Call it when the job has started to run, or will not."""
         self._closed.set()
         self._thread.join(timeout=5.0)
-        self._data = b""
+        self._answer = None
 
     def _serve(self) -> None:
         while not self._closed.is_set():
@@ -64,7 +74,7 @@ class SecretServer:
                 descriptor = os.open(self._path, os.O_WRONLY | os.O_NONBLOCK)
             except OSError as error:
                 # ENXIO: the launcher has not opened it yet. ENOENT: the job is not there yet, or has taken its values.
-                if error.errno not in {errno.ENXIO, errno.ENOENT}:
+                if error.errno not in {errno.ENXIO, errno.ENOENT} or self._over():
                     return
                 self._closed.wait(_POLL_SECONDS)
                 continue
@@ -76,7 +86,11 @@ class SecretServer:
                 os.close(descriptor)
 
     def _write(self, descriptor: int) -> bool:
-        left = memoryview(self._data)
+        answer = self._answer
+        if answer is None:
+            return False
+        told = answer()
+        left = memoryview((json.dumps(told if isinstance(told, str) else dict(told)) + "\n").encode("ascii"))
         while left and not self._closed.is_set():
             _, ready, _ = select.select([], [descriptor], [], _POLL_SECONDS)
             if not ready:
@@ -97,7 +111,7 @@ def serve_secrets(job_dir: Path, values: Mapping[str, str]) -> SecretServer:
         job_dir: the job's final directory (it may not exist yet).
         values: name to value; they are held in memory and written into the pipe, nowhere else.
     """
-    return SecretServer(job_dir, values)
+    return SecretServer(job_dir, lambda: values)
 
 
 def read_secrets(
@@ -107,10 +121,10 @@ def read_secrets(
     timeout: float = 30.0,
     tick: Callable[[], None] = lambda: None,
 ) -> dict[str, str]:
-    """Ask the client for the values; used by the launcher. Blocks for ``timeout`` seconds at most.
+    """Ask whoever handed the job over for the values; used by the launcher. Blocks for ``timeout`` seconds at most.
 
     Raises:
-        SecretsUnavailable: nobody answered, or the answer lacks a name.
+        SecretsUnavailable: nobody answered, the answer says why there are none, or it lacks a name.
     """
     if not names:
         return {}
@@ -158,6 +172,8 @@ def _parse(line: bytes, names: Sequence[str]) -> dict[str, str]:
         values = json.loads(line)
     except ValueError:
         values = None
+    if isinstance(values, str):
+        raise SecretsUnavailable(values)
     if not isinstance(values, dict):
         raise SecretsUnavailable(f"the answer for the secrets {', '.join(sorted(names))} cannot be read")
     missing = sorted(name for name in names if not isinstance(values.get(name), str) or "\0" in values[name])

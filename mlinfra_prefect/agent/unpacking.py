@@ -2,7 +2,8 @@
 
 Jobs are unpacked by threads, for their inputs may be large. A job becomes visible to the agent by one rename, when all
 of it is there and every block of it has the sha256 that it is named by. Addresses of inputs are presigned by the
-client: the node has no right of its own to read them.
+client: the node has no right of its own to read them. Of secrets a handover has references only; who reads them is told
+by the courier.
 """
 
 from __future__ import annotations
@@ -28,13 +29,17 @@ from .checkpoints import LATEST
 from .committing import FORWARDED
 from .folders import private_folder
 from .outbox import CHECKPOINTS
+from .secrets import SecretServer, make_fifo
+from .status import read_status
 from .transfer import TransferError, check_relative
 from .wire import JOB, JOBS, STATUS_SCHEMA, write_json
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from .bucket import Bucket
+
+    Secrets = Callable[[Mapping[str, str]], Mapping[str, str] | str]
 
 HANDOVER_SCHEMA: Final = "mlinfra-prefect/handover/1"
 NODE_PATH: Final = "/@node/"
@@ -64,12 +69,15 @@ class Unpacker:
         root: the node's directory.
         say: writes a line into the courier's log.
         stopped: whether a job was told to stop.
+        secrets: from a job's references to their values, or to why there are none; called when the job asks.
     """
 
     def __init__(
-        self, bucket: Bucket, prefix: str, root: Path, say: Callable[[str], None], stopped: Callable[[str], bool]
-    ) -> None:
+        self, bucket: Bucket, prefix: str, root: Path, say: Callable[[str], None], *,
+        stopped: Callable[[str], bool], secrets: Secrets,
+    ) -> None:  # fmt: skip
         self._bucket, self._prefix, self._root, self._say, self._stopped = bucket, prefix, root, say, stopped
+        self._secrets = secrets
         self._jobs = ThreadPoolExecutor(JOBS_AT_ONCE, "mlinfra-job")
         self._lanes = ThreadPoolExecutor(LANES, "mlinfra-in")
         self._closed = threading.Event()
@@ -141,9 +149,20 @@ class Unpacker:
         staged = private_folder(place / "job")
         self._move(place / "artifacts", staged / "artifacts")
         write_json(staged / JOB, localised(told["job"], self._root), durable=True)
-        private_folder(self._root / JOBS)
-        staged.rename(self._root / JOBS / job_id)
+        references: dict[str, str] = dict(told.get("secrets") or {})
+        if references:
+            with contextlib.suppress(FileExistsError):  # of a rename that failed
+                make_fifo(staged)
+        target = private_folder(self._root / JOBS) / job_id
+        staged.rename(target)
+        if references:
+            SecretServer(target, lambda: self._secrets(references), lambda: self._over(target))
         shutil.rmtree(place, ignore_errors=True)
+
+    def _over(self, job: Path) -> bool:
+        """Whether a job asks for nothing any more."""
+        status = read_status(job)
+        return self._closed.is_set() or (status is not None and status.final)
 
     def _move(self, source: Path, target: Path) -> None:
         if source.is_dir():

@@ -58,6 +58,10 @@ class AwsEnvironment(Record):
         default=(), title="Input buckets", description="From which the creator's role may take inputs.",
         examples=[["our-datasets"]],
     )  # fmt: skip
+    secrets: tuple[Line, ...] = Field(
+        default=(), title="Secrets", description="References to what its nodes may read.",
+        examples=[["aws-sm:hf-token", "ssm:/ours/wandb"]],
+    )  # fmt: skip
     made_at: Moment = Field(title="Made at", description="When `init aws` was last done, in UTC.")
 
     def region(self, name: str) -> AwsRegion:
@@ -160,13 +164,24 @@ def load(name: str, cache: Path) -> AwsEnvironment:
         NotInitialised: there is none in this account and region.
         MlinfraError: AWS cannot be asked.
     """
-    kept = remembered(name, cache)
-    if kept is not None:
-        return kept
-    found = look_up(name)
+    return remembered(name, cache) or reload(name, cache)
+
+
+def reload(name: str, cache: Path, region: str | None = None) -> AwsEnvironment:
+    """Return an environment as it lies beside its ledger, and remember it: another host may have changed it.
+
+    Args:
+        name: of the environment.
+        cache: the home's copies.
+        region: its home region; None: the one of the AWS configuration.
+
+    Raises:
+        NotInitialised, MlinfraError: as `load`.
+    """
+    found = look_up(name, region)
     if found is None:
         raise NotInitialised(
-            f"Environment {name!r} is not initialised on AWS in {own_region()} of account {account()}.",
+            f"Environment {name!r} is not initialised on AWS in {region or own_region()} of account {account()}.",
             f"Run: mlinfra-prefect init aws --environment {name}",
         )
     cache.mkdir(mode=0o700, exist_ok=True)

@@ -43,6 +43,8 @@ class Handover:
     mailbox: Mailbox
     job: dict[str, Any]
     client_of: Callable[[str], Any]
+    secrets: Mapping[str, str] = field(default_factory=dict)
+    """References by the name of their variable; no value comes this way."""
     packs: dict[str, Any] = field(default_factory=dict)
     fetch: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: int | None = None
@@ -75,7 +77,8 @@ class Handover:
         """Let the node see the job. Raises MailboxUnavailable."""
         payload = {
             "schema": HANDOVER_SCHEMA, "job": self.job, "packs": self.packs, "fetch": self.fetch,
-            "checkpoint": self.checkpoint, "inline": self._inline, "origin": dict(self.origin),
+            "checkpoint": self.checkpoint, "inline": self._inline, "secrets": dict(self.secrets),
+            "origin": dict(self.origin),
         }  # fmt: skip
         self.mailbox.put(f"jobs/{self.job['job_id']}.json", json.dumps(payload, allow_nan=False).encode("ascii"))
 

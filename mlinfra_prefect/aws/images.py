@@ -17,7 +17,7 @@ from mlinfra_prefect.errors import InvalidInput, MlinfraError, PermanentError
 
 _DEEP_LEARNING: Final = "/aws/service/deeplearning/ami/x86_64/{}/latest/ami-id"
 PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
-    # Both have Python 3.12, which the agent needs; the images on Ubuntu 22.04 have 3.10.
+    # All on Ubuntu 24.04, whose Python is `PYTHON`; that of Ubuntu 22.04 is 3.10, too old for the agent.
     "gpu": (
         _DEEP_LEARNING.format("base-oss-nvidia-driver-gpu-ubuntu-24.04"),
         _DEEP_LEARNING.format("base-with-single-cuda-ubuntu-24.04"),
@@ -25,6 +25,8 @@ PARAMETERS: Final[Mapping[str, tuple[str, ...]]] = {
     "cpu": ("/aws/service/canonical/ubuntu/server/24.04/stable/current/amd64/hvm/ebs-gp3/ami-id",),
 }
 """The public parameters that hold the current image of a region, first choice first."""
+PYTHON: Final = "3.12"
+"""The minor version that the agent, and with it a training, finds on each of them (boot.sh takes the newest)."""
 NO_SUCH: Final = frozenset({"InvalidAMIID.NotFound", "InvalidAMIID.Malformed", "InvalidAMIID.Unavailable"})
 _HAS_DRIVER = re.compile(r"nvidia|cuda|gpu|deep.?learning|dlami|tensorrt|pytorch|tensorflow", re.IGNORECASE)
 _STOCK = re.compile(

@@ -26,7 +26,7 @@ from mlinfra_prefect.aws.handover import Handover
 from mlinfra_prefect.aws.index import Index
 from mlinfra_prefect.aws.mailbox import Mailbox
 from mlinfra_prefect.aws.mirror import POLL_SECONDS, Mirror
-from mlinfra_prefect.errors import InvalidInput, NodeLost
+from mlinfra_prefect.errors import NodeLost
 from mlinfra_prefect.model.names import token
 from mlinfra_prefect.model.stack import JobStatus
 
@@ -156,15 +156,23 @@ class BucketNode:
     ) -> Iterator[None]:  # fmt: skip
         """Hand a staged job over; it has arrived in the bucket when the block begins.
 
+        Args:
+            job_id: the job's.
+            staged: its directory.
+            job: what the agent is told.
+            secrets: references, which the node resolves.
+            origin: what a keeper in another home is to know of it (`origin`).
+
         Raises:
-            InvalidInput: it has secrets, or an input that cannot travel.
+            InvalidInput: an input cannot travel.
             MailboxUnavailable: S3 does not answer, or refuses: nothing was handed over.
         """
-        _refuse(secrets)
         told = dict(job)
         store = str((told.get("checkpoint") or {}).get("store") or "")
         self._mirror.carrier.note(job_id, str(told["upload_dir"]), store)
-        handover = Handover(self._mailbox, told, lambda _: self._mailbox.client, origin=dict(origin or {}))
+        handover = Handover(
+            self._mailbox, told, lambda _: self._mailbox.client, secrets=secrets, origin=dict(origin or {})
+        )
         handover.take_all(staged)
         handover.finish()
         private_folder(self.directory / "jobs" / job_id)
@@ -191,9 +199,8 @@ class BucketNode:
 
     @contextmanager
     def answering(self, job_id: str, secrets: Mapping[str, str]) -> Iterator[None]:
-        """Nothing is asked by a node on AWS. Raises InvalidInput for a job with secrets."""
-        del job_id
-        _refuse(secrets)
+        """Nothing is asked by a node on AWS: it resolves references itself."""
+        del job_id, secrets
         yield
 
     def status(self, job_id: str) -> JobStatus | None:
@@ -303,11 +310,3 @@ def _beats(index: Index) -> bool:
     """Whether the agent itself showed life shortly before the index was written: both times are the node's own."""
     beat = index.agent.get("beat")
     return isinstance(beat, int | float) and index.at - beat < SILENT_SECONDS
-
-
-def _refuse(secrets: Mapping[str, str]) -> None:
-    for name in sorted(secrets):
-        raise InvalidInput(
-            f"secrets.{name}", "cannot be given to a node on AWS: a value would lie in the bucket",
-            "Secrets by env: work on platform local only in this version.",
-        )  # fmt: skip

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -24,6 +25,7 @@ from mlinfra_prefect.agent.leftovers import keep_logs_only
 from mlinfra_prefect.aws import (
     environment as environments,
     fleets,
+    granting,
     images,
     kinds,
     meter,
@@ -78,7 +80,6 @@ class AwsPlatform:
     destroys_later = True
     late_looks = LATE_LOOKS
     has_packages_of_flow = False
-    takes_secrets = False
 
     def __init__(
         self, *, cache: Path, place: Path, stacks: Path, settings: Callable[[str], AwsSettings],
@@ -124,6 +125,24 @@ class AwsPlatform:
             NotInitialised: nothing yet.
         """
         return environments.load(name, self._place)
+
+    def python_of(self, request: TrainingRequest) -> str | None:
+        """That of the default images; an image that a request names may have any, and so has an emulated machine."""
+        return None if request.ami is not None or self.emulated else images.PYTHON
+
+    def take_secrets(self, environment: str, references: Mapping[str, str]) -> Mapping[str, str]:
+        """The references, for the node resolves them with its role. Each must be granted by the environment.
+
+        Raises:
+            InvalidInput: one is a variable of the flow's process, is malformed, or is not granted.
+        """
+
+        def known() -> AwsEnvironment:
+            return self.environment(environment)
+
+        return granting.take(
+            references, known, lambda: environments.reload(environment, self._place, known().home_region)
+        )
 
     def account(self, environment: str) -> str:
         """The account that an environment was initialised in, and that this process is logged in to now.
@@ -189,8 +208,8 @@ class AwsPlatform:
         mlinfra: Mapping[str, Any], boot: str, seconds_left: float,
     ) -> StackInput:  # fmt: skip
         image = images.lookup_image(rung[0].region, "gpu" if rung[0].gpus else "cpu", request.ami)
-        if image.remark:
-            self.remarks = tuple(dict.fromkeys((*self.remarks, image.remark)))
+        remarks = (*self.remarks, image.remark, self._other_python(request))
+        self.remarks = tuple(dict.fromkeys(filter(None, remarks)))
         settings, region = self._settings(request.environment), made.region(rung[0].region)
         beside = snapshot.disk_usd_per_gib_month(region.name) * settings.disk_gib / HOURS_IN_MONTH
         beside += snapshot.address_usd_per_hour() if region.public_ip else 0.0
@@ -205,6 +224,16 @@ class AwsPlatform:
             tags=dict(mlinfra["tags"]),
             egress=made.egress,
         )  # fmt: skip
+
+    def _other_python(self, request: TrainingRequest) -> str:
+        """What to know where nodes have another Python than this process; empty: the same, or nobody can say."""
+        here, there = f"{sys.version_info.major}.{sys.version_info.minor}", self.python_of(request)
+        if there in {None, here}:
+            return ""
+        return (
+            f"Nodes have Python {there}, and this is Python {here}: functions sent by value are refused, and versions "
+            f"in the project's requirements must be there for Python {there}."
+        )
 
     def _agent(self, made: AwsEnvironment) -> rungs.Agent:
         archive = build_archive(self._cache)

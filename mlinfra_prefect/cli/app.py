@@ -323,6 +323,7 @@ def doctor(*, as_json: Json = False) -> int:
 def init(
     platform: Literal["aws"], /, *, environment: str = "dev", region: tuple[str, ...] = (), profile: str = "default",
     egress: str | None = None, mirror: tuple[str, ...] = (), input_bucket: tuple[str, ...] = (),
+    secret: tuple[str, ...] = (),
     destroy: Flag = False, yes: Flag = False, as_json: Json = False,
 ) -> int:  # fmt: skip
     """Make what an environment shares on a cloud, once: buckets, network, roles.
@@ -338,6 +339,8 @@ def init(
         mirror: A range of addresses in which package mirrors answer, with egress mirror. Several: one option each.
         input_bucket: A bucket that whoever has the creator's role may name in inputs. Several: one option each. Those
             of before if none; '' for none at all.
+        secret: What every node of the environment may read, and so any training: aws-sm:NAME, aws-sm:ARN or ssm:/NAME.
+            Several: one option each. Those of before if none; '' for none at all.
         destroy: Destroy what was made, or begun. Refused while anything of it is leased.
         yes: Ask nothing.
         as_json: Print JSON.
@@ -347,7 +350,7 @@ def init(
 
     return initialising.init(
         environment=environment, regions=region, profile=profile, egress=egress, mirrors=mirror,
-        input_buckets=input_bucket, destroy=destroy, yes=yes, as_json=as_json,
+        input_buckets=input_bucket, secrets=secret, destroy=destroy, yes=yes, as_json=as_json,
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import get_args
 
-from mlinfra_prefect.aws import environment as environments, quotas
+from mlinfra_prefect.aws import environment as environments, granting, quotas
 from mlinfra_prefect.cli.columns import Table, cell
 from mlinfra_prefect.cli.opening import opened
 from mlinfra_prefect.cli.outcome import DONE, FAILED
@@ -28,7 +28,7 @@ from mlinfra_prefect.model.record import parsed
 
 def init(
     *, environment: str, regions: tuple[str, ...], profile: str, egress: str | None, mirrors: tuple[str, ...],
-    input_buckets: tuple[str, ...], destroy: bool, yes: bool, as_json: bool,
+    input_buckets: tuple[str, ...], secrets: tuple[str, ...], destroy: bool, yes: bool, as_json: bool,
 ) -> int:  # fmt: skip
     """Make what an environment shares on AWS, or destroy it; asks before it does."""
     if not is_id(environment):
@@ -40,6 +40,7 @@ def init(
         _wanted(environment, regions, profile, egress),
         mirrors=_each(mirrors, "mirror", _is_range, "a range of addresses such as 10.20.0.0/16"),
         input_buckets=_each(input_buckets, "input-bucket", BUCKET.fullmatch, "the name of a bucket"),
+        secrets=_each_secret(secrets),
     )
     proposal = propose(context, wanted)
     if not as_json:
@@ -99,6 +100,17 @@ def _each(said: tuple[str, ...], option: str, fits: Callable[[str], object], wha
     return tuple(dict.fromkeys(each for each in said if each)) if said else None
 
 
+def _each_secret(said: tuple[str, ...]) -> tuple[str, ...] | None:
+    """As `_each`; without the text: people paste the secret where its reference belongs."""
+    if any(each and not granting.is_reference(each) for each in said):
+        raise InvalidInput(
+            "secret", "must be aws-sm:NAME, aws-sm:ARN (the whole ARN) or ssm:/NAME, without a #KEY: a role reads a "
+            "secret as a whole",
+            "Nothing was created.",
+        )  # fmt: skip
+    return _each(said, "secret", bool, "")
+
+
 def _is_range(text: str) -> bool:
     try:
         return "/" in text and bool(ipaddress.ip_network(text))
@@ -117,6 +129,8 @@ def _show(proposal: Proposal) -> None:
         told.fact("mirrors", ", ".join(wanted.mirrors))
     if wanted.input_buckets:
         told.fact("inputs from", ", ".join(wanted.input_buckets))
+    if wanted.secrets:
+        told.fact("secrets", ", ".join(wanted.secrets))
     told.fact("creates", _counted(proposal.creates) or "nothing")
     if proposal.changes:
         told.fact("changes", _counted(proposal.changes), "bold yellow")

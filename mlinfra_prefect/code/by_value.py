@@ -93,7 +93,8 @@ def pack_by_value(
         **_cloudpickle_source(base, cloudpickle),
     }
     reference = CallableReference(None, str(base / BY_VALUE_FILE), "function", name, import_root)
-    return reference, CodePackage.of(package.root, package.files, {**package.extra, **extra})
+    files = {**package.extra, **extra}
+    return reference, CodePackage.of(package.root, package.files, files, requirements=package.requirements)
 
 
 def _cloudpickle_source(base: PurePosixPath, cloudpickle: Any) -> Mapping[str, bytes]:

@@ -52,7 +52,8 @@ def collect(root: Path) -> CodePackage:
             found[Path(name).as_posix()] = root / name
     sizes = {path: _size(root, full) for path, full in found.items()}
     _check_size(sizes, project, root)
-    return CodePackage.of(root, [_read(path, full) for path, full in sorted(found.items())])
+    files = [_read(path, full) for path, full in sorted(found.items())]
+    return CodePackage.of(root, files, requirements=project.requirements)
 
 
 class _Walk:

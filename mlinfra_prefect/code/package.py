@@ -42,6 +42,7 @@ class CodePackage:
         sha256: over the sorted (path, sha256) list; runnable files are marked in it.
         size: bytes of all files together, uncompressed.
         extra: content of the files that we generate and that are not below `root` (a function sent by value).
+        requirements: the file that the project names as what a node needs; empty: none. Not part of the hash.
     """
 
     root: Path
@@ -49,9 +50,12 @@ class CodePackage:
     sha256: str
     size: int
     extra: Mapping[str, bytes] = field(default_factory=dict, repr=False, hash=False)
+    requirements: str = ""
 
     @classmethod
-    def of(cls, root: Path, files: Iterable[CodeFile], extra: Mapping[str, bytes] | None = None) -> CodePackage:
+    def of(
+        cls, root: Path, files: Iterable[CodeFile], extra: Mapping[str, bytes] | None = None, *, requirements: str = ""
+    ) -> CodePackage:
         """Return the package of these files plus `extra`, hashed. Pure; an extra replaces a file of the same path."""
         generated = dict(extra or {})
         listed = {file.path: file for file in files}
@@ -63,7 +67,7 @@ class CodePackage:
         for file in ordered:
             # NUL and newline cannot stand in a path that `collect` takes, so no two lists give one digest.
             digest.update(f"{file.path}\0{file.sha256}{'+x' if file.executable else ''}\n".encode())
-        return cls(root, ordered, digest.hexdigest(), sum(file.size for file in ordered), generated)
+        return cls(root, ordered, digest.hexdigest(), sum(file.size for file in ordered), generated, requirements)
 
     def holds(self, path: str) -> bool:
         """Say whether a file with this relative path is in the package."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.agent.requirement import refusal
+from mlinfra_prefect.code import uv_lock
 from mlinfra_prefect.errors import InvalidInput
 
 TABLE = "mlinfra-prefect"
@@ -101,30 +103,39 @@ def read_project(root: Path) -> ProjectCode:
     )
 
 
-def read_requirements(root: Path) -> tuple[str, ...]:
-    """Return what the project's requirements file asks for, one requirement each, hashes with it; empty: it names none.
+def read_requirements(root: Path, name: str) -> tuple[str, ...]:
+    """Return what a project's requirements file asks for, one requirement each, hashes with it.
 
-    Such a file is what ``pip-compile`` and ``uv export --no-emit-project`` write, or one written by hand.
+    Such a file is a ``uv.lock``, what ``pip-compile`` and ``uv export --no-emit-project`` write, or written by hand.
+
+    Args:
+        root: the project's.
+        name: as the project's table names the file; empty: it names none, and nothing is asked for.
 
     Raises:
         InvalidInput: the file is not in the project, cannot be read, or has a line that is no requirement.
     """
-    name = read_project(root).requirements
     if not name:
         return ()
     field, path = f"[tool.{TABLE}] requirements", (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise InvalidInput(field, f"{name!r} is not in the project {root}.", "Name a file in it.")
     try:
-        lines = path.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+        content = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(field, f"{path} cannot be read: {error}.", "Name a text file.") from error
+    if path.name == uv_lock.NAME:
+        try:
+            return uv_lock.requirements(content)
+        except uv_lock.Unreadable as error:
+            raise InvalidInput(field, f"{name}: {error}.", uv_lock.EXPORT) from error
     found = []
-    for line in lines:
+    for line in content.replace("\\\n", " ").splitlines():
         text = " ".join(_COMMENT.sub("", line).split())
-        if text.startswith("-"):
+        problem = refusal(text) if text else None
+        if problem:
             raise InvalidInput(
-                field, f"{name} has an option of pip: {text!r}.",
+                field, f"{name}: {text!r} {problem}.",
                 "Write requirements only, with --hash if you like, as `uv export --no-emit-project` does.",
             )  # fmt: skip
         if text:

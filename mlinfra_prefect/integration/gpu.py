@@ -21,7 +21,7 @@ from mlinfra_prefect.integration import phase, runs
 from mlinfra_prefect.integration.lease import lease
 from mlinfra_prefect.integration.requesting import RequestLike, as_request
 from mlinfra_prefect.integration.work import Options, callable_work, on_node
-from mlinfra_prefect.lifecycle.planning import refuse_secrets_there
+from mlinfra_prefect.lifecycle.suiting import refuse_unsuited
 from mlinfra_prefect.lifecycle.training import Work
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -47,7 +47,8 @@ def gpu(
     Args:
         request: an accelerator, a `TrainingRequest`, the path of a YAML file, or a `MlinfraRequest` block.
         inputs: name to path or file:// URI; ``MLINFRA_INPUT_<NAME>`` on the node.
-        secrets: name to reference (``env:X``); set for the training process only.
+        secrets: name to reference (``env:X``; on aws ``aws-sm:NAME`` or ``ssm:/NAME``); set for the training process
+            only.
         requirements: packages that the agent installs on top of the flow's environment.
         resume: the key under which checkpoints outlive leases; ``{name}`` stands for a parameter.
         progress_timeout_minutes: end a training that tells no progress for so long.
@@ -98,8 +99,9 @@ def _wrapped(function: Callable[P, R], request: TrainingRequest, options: Option
         runs.refuse_elsewhere()
         _refuse_flow_body(function)
         here = phase.context()
-        refuse_secrets_there(here, request, options.secrets)
-        return callable_work(here, function, args, kwargs, options)
+        work = callable_work(here, function, args, kwargs, options)
+        refuse_unsuited(here, request, work)
+        return work
 
     if inspect.iscoroutinefunction(function):
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.code import check_signature, prepare, resolve, write_archive
-from mlinfra_prefect.code.project import read_requirements
 from mlinfra_prefect.code.reference import names_for_annotations
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.lifecycle.context import Context
@@ -117,7 +116,9 @@ def callable_work(
         inputs=dict(options.inputs),
         secrets=dict(options.secrets),
         requirements=tuple(options.requirements),
-        project_requirements=read_requirements(prepared.package.root) if prepared.package else (),
+        project=prepared.package.root if prepared.package else None,
+        requirements_file=prepared.package.requirements if prepared.package else "",
+        python=prepared.python,
         resume=None if options.resume is None else resume_key(options.resume, params),
         grace_seconds=options.grace_seconds,
         progress_timeout_seconds=_seconds(options.progress_timeout_minutes),
@@ -148,7 +149,8 @@ def job_work(context: Context, job: TrainingJob) -> Work:
         inputs=dict(job.inputs),
         secrets=dict(job.secrets),
         requirements=tuple(job.requirements),
-        project_requirements=read_requirements(prepared.package.root) if prepared.package else (),
+        project=prepared.package.root if prepared.package else None,
+        requirements_file=prepared.package.requirements if prepared.package else "",
         resume=None if job.resume is None else resume_key(job.resume, job.params),
         grace_seconds=job.grace_seconds,
         progress_timeout_seconds=_seconds(job.progress_timeout_minutes),
@@ -189,7 +191,7 @@ def refuse_secrets(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 raise InvalidInput(
                     name,
                     "is a secret, and arguments are stored in files",
-                    "Pass it by reference: secrets={'NAME': 'env:NAME'}.",
+                    "Pass it by reference: secrets={'NAME': 'env:NAME'}, on aws {'NAME': 'aws-sm:NAME'}.",
                 )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mlinfra_prefect.agent.folders import private_folder
-from mlinfra_prefect.aws import buckets, deadman, environment as environments, tags
+from mlinfra_prefect.aws import buckets, deadman, environment as environments, granting, tags
 from mlinfra_prefect.lifecycle.context import STACKS, Context
 from mlinfra_prefect.terraform import Stack, gate, planned
 from mlinfra_prefect.terraform.idle_price import IdlePrice, idle
@@ -41,6 +41,7 @@ class Wanted:
     zones: int = 3
     mirrors: tuple[str, ...] | None = None
     input_buckets: tuple[str, ...] | None = None
+    secrets: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ def parts(context: Context, wanted: Wanted, account: str) -> tuple[Part, ...]:
             "dead_man": {"archive": str(archive.path), "sha256": archive.sha256}, "dashboard": True,
             "regions": list(wanted.regions), "emulated": emulated,
             "mirrors": list(wanted.mirrors or ()), "input_buckets": list(wanted.input_buckets or ()),
+            "secret_arns": granting.arns(wanted.secrets or (), home, account),
         }),
     ]  # fmt: skip
     for region in wanted.regions[1:]:

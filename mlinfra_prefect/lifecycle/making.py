@@ -55,7 +55,8 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
         regions=tuple(
             _region(each.part.region, outputs[each.part.name]) for each in proposal.planned if each.part.in_bucket
         ),
-        mirrors=wanted.mirrors or (), input_buckets=wanted.input_buckets or (), made_at=context.ledger.now(),
+        mirrors=wanted.mirrors or (), input_buckets=wanted.input_buckets or (), secrets=wanted.secrets or (),
+        made_at=context.ledger.now(),
     )  # fmt: skip
     environments.save(made, context.home.aws)
     return made

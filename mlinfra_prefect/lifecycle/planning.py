@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Collection
 from pathlib import Path
 
-from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable, InvalidInput
+from mlinfra_prefect.errors import BudgetExceeded, CapacityUnavailable
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.environment import longest_life_seconds
 from mlinfra_prefect.model.names import as_line
@@ -31,22 +30,6 @@ def admitted(context: Context, request: TrainingRequest) -> TrainingRequest:
         InvalidInput: an unknown environment, or a limit above its cap.
     """
     return context.config.environment(request.environment).admit(request)
-
-
-def refuse_secrets_there(context: Context, request: TrainingRequest, secrets: Collection[str]) -> None:
-    """Refuse secrets for a platform that cannot give them to a training, before anything is rented for it.
-
-    Raises:
-        InvalidInput: the first of them; also what `admitted` refuses.
-    """
-    if not secrets:
-        return
-    platform = admitted(context, request).platform or "local"
-    if not context.platform(platform).takes_secrets:
-        raise InvalidInput(
-            f"secrets.{min(secrets)}", f"cannot be given to a training on platform {platform}",
-            "Let the training read it from where it may, or train on platform local.",
-        )  # fmt: skip
 
 
 def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offer, ...], Offer]:

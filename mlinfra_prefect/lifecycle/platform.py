@@ -37,7 +37,7 @@ class Node(Protocol):
         self, job_id: str, staged: Path, job: Mapping[str, Any], secrets: Mapping[str, str], *,
         origin: Mapping[str, Any] | None = None,
     ) -> AbstractContextManager[None]:  # fmt: skip
-        """Hand over a staged job; answer its question for secrets while the block runs.
+        """Hand over a staged job with what `Platform.take_secrets` gave; answer its question while the block runs.
 
         `origin` is for a keeper in another home, which has nothing of this one (`origin`); plain JSON.
         """
@@ -99,9 +99,14 @@ class Platform(Protocol):
     def has_packages_of_flow(self) -> bool:
         """Whether a training there sees the packages of the flow's interpreter."""
 
-    @property
-    def takes_secrets(self) -> bool:
-        """Whether a training can be given secrets there."""
+    def python_of(self, request: TrainingRequest) -> str | None:
+        """The minor version (``3.12``) of the Python that a training of the request gets; None: nobody can say yet."""
+
+    def take_secrets(self, environment: str, references: Mapping[str, str]) -> Mapping[str, str]:
+        """What a node is handed for the secrets of a job: values, or references that it resolves itself.
+
+        Raises InvalidInput: one of them cannot be had there, or not in this environment. Creates nothing.
+        """
 
     @property
     def destroys_later(self) -> bool:

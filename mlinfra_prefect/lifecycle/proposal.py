@@ -108,6 +108,7 @@ def as_json(proposal: Proposal) -> str:
         "environment": proposal.wanted.environment, "account": proposal.account,
         "regions": list(proposal.wanted.regions), "profile": proposal.wanted.profile, "egress": proposal.wanted.egress,
         "mirrors": list(proposal.wanted.mirrors or ()), "input_buckets": list(proposal.wanted.input_buckets or ()),
+        "secrets": list(proposal.wanted.secrets or ()),
         "creates": dict(proposal.creates), "changes": dict(proposal.changes),
         "idle_usd_per_month": round(proposal.usd_per_month, 2),
     }, indent=1)  # fmt: skip
@@ -144,14 +145,16 @@ def _as_before(wanted: Wanted, made: AwsEnvironment | None) -> Wanted:
     Raises:
         InvalidInput: ranges of mirrors that this egress does not reach.
     """
-    mirrors, inputs = wanted.mirrors, wanted.input_buckets
+    mirrors, inputs, secrets = wanted.mirrors, wanted.input_buckets, wanted.secrets
     if mirrors and wanted.egress != "mirror":
         raise InvalidInput("mirror", f"egress {wanted.egress!r} reaches none", "Say --egress mirror.")
     if mirrors is None:
         mirrors = made.mirrors if made is not None and wanted.egress == "mirror" else ()
     if inputs is None:
         inputs = made.input_buckets if made is not None else ()
-    return replace(wanted, mirrors=mirrors, input_buckets=inputs)
+    if secrets is None:
+        secrets = made.secrets if made is not None else ()
+    return replace(wanted, mirrors=mirrors, input_buckets=inputs, secrets=secrets)
 
 
 def _refuse_lost_regions(wanted: Wanted, made: AwsEnvironment | None) -> None:

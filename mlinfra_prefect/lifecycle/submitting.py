@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.lineages import note_lineage
 from mlinfra_prefect.lifecycle.platform import Node
 from mlinfra_prefect.lifecycle.resuming import take_resume_key
+from mlinfra_prefect.lifecycle.suiting import project_requirements, refuse_other_python
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import Attempt, JobNote, LeaseRecord
 from mlinfra_prefect.model.names import as_line, digest
@@ -35,12 +35,15 @@ def submitted(
     """Hand a job over, write it down first, and answer its question for secrets while the block runs.
 
     Raises:
-        InvalidInput: a secret's or an input's reference leads nowhere, or an argument cannot travel.
+        InvalidInput: a secret's or an input's reference leads nowhere, or an argument or the function cannot travel.
         ResumeHeld: another live lease holds the resume key.
         ArtifactCorrupted, NotFound: an artifact among the arguments is not what was stored.
         LeaseLost: the lease has begun to go.
     """
-    secrets = resolve_secrets(work.secrets)
+    platform = context.platform(record.platform)
+    refuse_other_python(platform, record.request, work)
+    secrets = platform.take_secrets(record.environment, work.secrets)
+    own = project_requirements(platform, work)
     inputs = _resolve_inputs(context, record, work.inputs)
     place = take_resume_key(context, record, _resume_key(record, work), work.code_hash)
     staged = context.directory(record, attempt.node_dir).parent / "staging" / job_id
@@ -48,8 +51,6 @@ def submitted(
     private_folder(staged)
     if work.code_archive is not None:
         shutil.copyfile(work.code_archive, staged / "code.zip")
-    # What the project says of itself, where the flow's own packages are not on the node.
-    own = () if context.platform(record.platform).has_packages_of_flow else work.project_requirements
     requirements = list(dict.fromkeys((*own, *work.requirements)))
     environment = digest("environment", json.dumps(dict(work.versions)), *requirements)
     lineage = Lineage(
@@ -88,22 +89,6 @@ def submitted(
     note_job(context, record, JobNote(job_id=job_id, label=as_line(work.label), state="submitted"))
     with node.submitted(job_id, staged, job, secrets, origin=origin_of(lineage, place)):
         yield
-
-
-def resolve_secrets(references: Mapping[str, str]) -> dict[str, str]:
-    """Read the values that a job's secrets refer to.
-
-    Raises:
-        InvalidInput: naming the secret whose variable is not set.
-    """
-    values = {}
-    for name, reference in references.items():
-        variable = reference.removeprefix("env:")
-        if variable not in os.environ:
-            problem = f"the environment variable {variable} is not set"
-            raise InvalidInput(f"secrets.{name}", problem, "Set it, then run again.")
-        values[name] = os.environ[variable]
-    return values
 
 
 def _encoded(work: Work, staged: Path) -> dict[str, Any]:

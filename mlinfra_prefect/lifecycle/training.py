@@ -28,7 +28,7 @@ from mlinfra_prefect.lifecycle.collecting import collect, note_end
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.following import Progress, follow
 from mlinfra_prefect.lifecycle.platform import Node
-from mlinfra_prefect.lifecycle.submitting import resolve_secrets, submitted
+from mlinfra_prefect.lifecycle.submitting import submitted
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord
 from mlinfra_prefect.model.names import digest
@@ -55,7 +55,11 @@ class Work:
     inputs: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict)
     requirements: tuple[str, ...] = ()
-    project_requirements: tuple[str, ...] = ()
+    project: Path | None = None
+    requirements_file: str = ""
+    """Of the project: what a node needs that has no packages of the flow's. Read only where it does."""
+    python: str | None = None
+    """The minor version that the node must have, where the function travels by value."""
     resume: str | None = None
     grace_seconds: float | None = None
     progress_timeout_seconds: float | None = None
@@ -105,7 +109,8 @@ def run_job(
     """
     record = context.lease(lease_id)
     attempt = _up(record)
-    node = context.platform(record.platform).node(attempt)
+    platform = context.platform(record.platform)
+    node = platform.node(attempt)
     with _choosing:  # two threads that start the same work at once start it twice
         job_id = _choose_id(record, work, used)
         used.add(job_id)
@@ -114,7 +119,7 @@ def run_job(
     if job_id not in node.jobs():  # a job that was noted and never reached the node is handed over again
         handed = submitted(context, record, attempt, node, job_id=job_id, work=work)
     elif not ((status := node.status(job_id)) and status.ended):
-        handed = node.answering(job_id, resolve_secrets(work.secrets))
+        handed = node.answering(job_id, platform.take_secrets(record.environment, work.secrets))
     with handed:
         status = follow(context, record, node, job_id, on_progress)
     return _outcome(context, record, node, work, (job_id, status))

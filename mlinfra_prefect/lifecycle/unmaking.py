@@ -102,7 +102,8 @@ def unmake(context: Context, found: Found, tell: Callable[[str], None] = lambda 
     made = found.made
     # What goes is what the states name; the variables only have to be valid.
     wanted = Wanted(found.name, found.regions) if made is None else Wanted(
-        found.name, found.regions, made.profile, made.egress, mirrors=made.mirrors, input_buckets=made.input_buckets
+        found.name, found.regions, made.profile, made.egress, mirrors=made.mirrors, input_buckets=made.input_buckets,
+        secrets=made.secrets,
     )  # fmt: skip
     for part in reversed(stacks.parts(context, wanted, found.account)):
         # A state that the bucket did not take lies in the home.

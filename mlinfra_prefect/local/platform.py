@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import shutil
 import socket
 import subprocess
@@ -52,7 +53,6 @@ class LocalPlatform:
     destroys_later = False
     late_looks: tuple[float, ...] = ()
     has_packages_of_flow = True
-    takes_secrets = True
     remarks: tuple[str, ...] = ()
 
     def __init__(self, *, cache: Path, stacks: Path, here: Callable[[datetime], float] = datetime.timestamp) -> None:
@@ -67,6 +67,32 @@ class LocalPlatform:
 
     def check_login(self, record: KeptRecord) -> None:
         """Whoever runs here is here."""
+
+    def python_of(self, request: TrainingRequest) -> str | None:
+        """The flow's own."""
+        del request
+        return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+    def take_secrets(self, environment: str, references: Mapping[str, str]) -> Mapping[str, str]:
+        """The values of this process's variables.
+
+        Raises:
+            InvalidInput: a variable is not set, or the reference is one that only nodes on AWS can resolve.
+        """
+        del environment
+        values = {}
+        for name, reference in references.items():
+            kind, _, variable = reference.partition(":")
+            if kind != "env":
+                raise InvalidInput(
+                    f"secrets.{name}", f"{kind}: is read by nodes on platform aws, with their role",
+                    "On platform local refer to a variable of the flow's process: env:NAME.",
+                )  # fmt: skip
+            if variable not in os.environ:
+                problem = f"the environment variable {variable} is not set"
+                raise InvalidInput(f"secrets.{name}", problem, "Set it, then run again.")
+            values[name] = os.environ[variable]
+        return values
 
     def offers(self, request: TrainingRequest) -> tuple[Offer, ...]:
         """This machine, if it has what is asked for. It costs nothing that we could meter."""

@@ -177,8 +177,9 @@ class TrainingJob(Record):
     secrets: dict[EnvironmentVariable, SecretReference] = Field(
         default_factory=dict,
         title="Secrets",
-        description="Name to reference ('env:X'); set in the training process only.",
-        examples=[{"HF_TOKEN": "env:HF_TOKEN"}],
+        description="Name to reference: 'env:X' on local, 'aws-sm:NAME' or 'ssm:/NAME' on aws; set in the training "
+        "process only.",
+        examples=[{"HF_TOKEN": "env:HF_TOKEN"}, {"HF_TOKEN": "aws-sm:hf-token"}],
     )
     requirements: tuple[Requirement, ...] = Field(
         default=(),

@@ -7,18 +7,18 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Discriminator, Field, Tag
 
+from mlinfra_prefect.agent.references import PATTERN
+from mlinfra_prefect.agent.requirement import refusal
 from mlinfra_prefect.model.names import ID_PATTERN, Id, Line
 
 LONGEST_ENDPOINT_NAME = 40
 """It is part of host names in clusters, which allow 63 with what is put around it."""
 
-_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]{0,127}")
 
-
-def _no_option(text: str) -> str:
-    # pip would take it as an option: another index, or a file of the node.
-    if not text.strip() or text.lstrip().startswith("-"):
-        raise ValueError("must be a requirement such as 'torch==2.9.*', not an option of pip")
+def _installable(text: str) -> str:
+    problem = refusal(text)
+    if problem:
+        raise ValueError(f"{problem}; must be a requirement such as 'torch==2.9.*'")
     return text
 
 
@@ -36,8 +36,11 @@ def _names_a_program(words: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _refers(text: str) -> str:
-    if not _REFERENCE.fullmatch(text):
-        raise ValueError("must be a reference such as 'env:HF_TOKEN'; a secret itself is never written here")
+    if not re.fullmatch(PATTERN, text):
+        raise ValueError(
+            "must be a reference such as 'env:HF_TOKEN' on local, 'aws-sm:NAME', 'aws-sm:ARN#KEY' or 'ssm:/NAME' on "
+            "aws; a secret itself is never written here"
+        )
     return text
 
 
@@ -54,10 +57,10 @@ def _kind_of_target(value: object) -> str:
 SecretReference = Annotated[
     str,
     AfterValidator(_refers),
-    Field(json_schema_extra={"pattern": f"^{_REFERENCE.pattern}$"}, examples=["env:HF_TOKEN"]),
+    Field(json_schema_extra={"pattern": f"^{PATTERN}$"}, examples=["env:HF_TOKEN", "aws-sm:hf-token"]),
 ]
 Requirement = Annotated[
-    Line, AfterValidator(_no_option), Field(json_schema_extra={"minLength": 1}, examples=["torch==2.9.*"])
+    Line, AfterValidator(_installable), Field(json_schema_extra={"minLength": 1}, examples=["torch==2.9.*"])
 ]
 EndpointName = Annotated[
     Id,

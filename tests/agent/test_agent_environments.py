@@ -48,8 +48,10 @@ def test_a_job_gets_a_package_that_the_flow_lacks(node: NodeUnderTest, wheels: P
     """The training imports it beside the flow's own packages; a second job reuses the environment."""
     with pytest.raises(ModuleNotFoundError):
         __import__("mlinfra_tiny_probe")
-    node.start(env={name: "" for name in os.environ if name.startswith("PIP_")})
-    requirements = ("--no-index", f"--find-links {wheels.as_uri()}", "mlinfra-tiny-probe==1.0")
+    # An index is a setting of the machine, and no requirement.
+    own = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}
+    node.start(env={name: "" for name in os.environ if name.startswith("PIP_")} | own)
+    requirements = ("mlinfra-tiny-probe>=1", "mlinfra-tiny-probe==1.0")
     code = "import mlinfra_tiny_probe as m, sys, pytest\ndef train(): return [m.VALUE, sys.prefix, pytest.__file__]\n"
     job = node.submit(files={"t.py": code}, function="t.py:train", requirements=requirements)
     status = node.wait(job, 60)
@@ -65,9 +67,7 @@ def test_a_job_gets_a_package_that_the_flow_lacks(node: NodeUnderTest, wheels: P
     assert result_of(again)[1] == prefix
     assert "installed" not in (again / wire.LOG).read_text()
 
-    bad = node.submit(
-        "job-3", files={"t.py": code}, function="t.py:train", requirements=("--no-index", "no-such-thing-at-all")
-    )
+    bad = node.submit("job-3", files={"t.py": code}, function="t.py:train", requirements=("no-such-thing-at-all",))
     failed = node.wait(bad, 60)
     assert failed.error is not None
     assert failed.error.type == "EnvironmentFailed"
@@ -80,10 +80,12 @@ def test_an_environment_that_was_not_finished_is_built_again(
 ) -> None:
     """Without its marker a place is a build that died; with it, nothing is built."""
     log = os.open(tmp_path / "log", os.O_WRONLY | os.O_CREAT, 0o600)
-    requirements = ["--no-index", f"--find-links {wheels.as_uri()}", "mlinfra-tiny-probe"]
+    env = {**bare(), "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wheels.as_uri()}
 
     def ensure() -> Path:
-        return environments.ensure(tmp_path, Path(sys.executable), requirements, inherit=True, log=log, env=bare())
+        return environments.ensure(
+            tmp_path, Path(sys.executable), ["mlinfra-tiny-probe"], inherit=True, log=log, env=env
+        )
 
     python = ensure()
     marker = python.parent.parent / "complete.json"
@@ -119,7 +121,8 @@ def test_nothing_required_is_the_flows_interpreter(tmp_path: Path) -> None:
         "--index-url http://x.invalid",
         "-r other.txt",
         "-e .",
-        "--find-links",
+        "--find-links file:///x",
+        "--no-index",
         "a\n-r b",
         "",
         " --no-index x",
@@ -127,13 +130,13 @@ def test_nothing_required_is_the_flows_interpreter(tmp_path: Path) -> None:
     ],
 )
 def test_options_of_pip_are_refused(text: str) -> None:
-    """They name files, indexes and code to run; only the two for mirrors without a network are allowed."""
+    """They name files, indexes and code to run."""
     with pytest.raises(environments.EnvironmentFailed, match="refused"):
         environments.check_requirements([text])
 
 
-def test_the_two_allowed_options_are_allowed() -> None:
-    """What a place without a network needs."""
+def test_what_belongs_to_a_requirement_is_no_option() -> None:
+    """Markers, addresses and hashes stand behind its name."""
     environments.check_requirements(
-        ["--no-index", "--find-links file:///x", "numpy>=2 ; python_version > '3'", "pkg @ https://x.invalid/p.whl"]
+        ["numpy>=2 ; python_version > '3'", "pkg @ https://x.invalid/p.whl", "a==1 --hash=sha256:00"]
     )

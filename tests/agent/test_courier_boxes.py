@@ -300,7 +300,7 @@ def hand_over(bucket: MemoryBucket, job_id: str = "j1", **more: Any) -> list[str
 @pytest.fixture
 def inbox(bucket: MemoryBucket, tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Inbox]:
     monkeypatch.setattr(unpacking, "AGAIN_SECONDS", 0.01)
-    made = Inbox(bucket, "n/in/", tmp_path, said.append)
+    made = Inbox(bucket, "n/in/", tmp_path, said.append, lambda _: "there are none here")
     yield made
     made.jobs.close()
 

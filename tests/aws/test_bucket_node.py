@@ -172,17 +172,62 @@ def test_an_input_that_cannot_travel_is_named_before_anything_is_handed_over(
     assert "Contents" not in client().list_objects_v2(Bucket=machine.bucket, Prefix=f"{machine.prefix}/in/jobs/")
 
 
-def test_a_secret_never_lies_in_the_bucket(machine: Machine) -> None:
-    """A job with secrets is refused, by the secret's name and without its value."""
-    node = machine.client()
-    for act in (
-        lambda: node.submitted(*machine.job("j1", command=["true"]), {"TOKEN": "s3cr3t"}),
-        lambda: node.answering("j1", {"TOKEN": "s3cr3t"}),
-    ):
-        with pytest.raises(InvalidInput, match=r"secrets\.TOKEN") as caught, act():
-            pass
-        assert "s3cr3t" not in str(caught.value)
-    assert "Contents" not in client().list_objects_v2(Bucket=machine.bucket)
+CANARY = f"canary-{uuid4().hex}"
+KNOWS = f'printf %s "$TOKEN" | sha256sum | grep -q {hashlib.sha256(CANARY.encode()).hexdigest()} && echo "knows $KEY"; '
+IN_TURN = KNOWS + "while [ ! -e {go} ]; do sleep 0.05; done"
+
+
+def holding(machine: Machine) -> list[str]:
+    """Where the canary lies: files of the machine and of the client, and objects of the bucket."""
+    found = [
+        str(path) for path in machine.root.rglob("*")
+        if path.is_file() and not path.is_symlink() and CANARY.encode() in path.read_bytes()
+    ]  # fmt: skip
+    s3 = client()
+    listed = s3.list_objects_v2(Bucket=machine.bucket).get("Contents", ())
+    assert listed
+    bodies = {each["Key"]: s3.get_object(Bucket=machine.bucket, Key=each["Key"])["Body"].read() for each in listed}
+    return found + [key for key, body in bodies.items() if CANARY.encode() in body]
+
+
+def test_a_secret_is_read_by_the_node_and_lies_nowhere(machine: Machine, tmp_path: Path) -> None:
+    """The references travel; the training has the values, and no file, no object and no other process does."""
+    client("secretsmanager").create_secret(Name="hf-token", SecretString=json.dumps({"token": CANARY}))
+    client("ssm").put_parameter(Name="/ours/wandb", Value="key-of-wandb", Type="SecureString")
+    machine.boot()
+    node = machine.up()
+    secrets = {"TOKEN": "aws-sm:hf-token#token", "KEY": "ssm:/ours/wandb"}
+    go = tmp_path / "go"
+    job = machine.job("j1", command=["sh", "-c", IN_TURN.format(go=go)], secrets=sorted(secrets))
+    with node.submitted(*job, secrets):
+        log = node.file("j1", "log.txt")
+        wait_until(lambda: node.status("j1") and log.exists() and "knows" in log.read_text(), why=machine.console)
+    assert log.read_text() == "knows key-of-wandb\n"
+    training = json.loads((machine.node_root / "jobs" / "j1" / "status.json").read_bytes())["pid"]
+    holders = {pid for pid in machine.processes() if CANARY in Path(f"/proc/{pid}/environ").read_text()}
+    children = {int(each) for each in Path(f"/proc/{training}/task/{training}/children").read_text().split()}
+    assert holders - children == {training}
+    assert not any(CANARY in Path(f"/proc/{pid}/cmdline").read_text() for pid in machine.processes())
+    assert holding(machine) == []
+    go.touch()
+    assert machine.ended(node, "j1").state == "succeeded"
+    assert holding(machine) == []
+
+
+def test_a_secret_that_the_node_cannot_read_fails_the_job_by_its_name(machine: Machine) -> None:
+    """The error says which, where it was looked for, and nothing of the others; the next job runs."""
+    client("ssm").put_parameter(Name="/ours/canary", Value=CANARY, Type="SecureString")
+    machine.boot()
+    node = machine.up()
+    secrets = {"A": "ssm:/ours/canary", "B": "aws-sm:no-such-secret"}
+    with node.submitted(*machine.job("j1", command=["true"], secrets=sorted(secrets)), secrets):
+        status = machine.ended(node, "j1")
+    assert (status.state, status.error["type"]) == ("failed", "SecretsUnavailable")
+    said = "secrets.B: aws-sm:no-such-secret: there is none in us-east-1 (ResourceNotFoundException)"
+    assert status.error["message"] == said
+    machine.shell(node, "j2", "true")
+    assert machine.ended(node, "j2").state == "succeeded"
+    assert holding(machine) == []
 
 
 TRAINING = (

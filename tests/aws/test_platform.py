@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import os
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 from aws_place import CACHE, REGION, SECOND, Account, House, context_of, house_in, usable
 
-from mlinfra_prefect.aws import environment as environments, platform as platforms, rungs, tags
+from mlinfra_prefect.aws import environment as environments, images, platform as platforms, rungs, tags
 from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.images import Image
 from mlinfra_prefect.aws.platform import AwsPlatform
@@ -76,6 +77,58 @@ def platform(house: House, monkeypatch: pytest.MonkeyPatch) -> AwsPlatform:
 
 def made_with(house: House, **settings: Any) -> AwsPlatform:
     return AwsPlatform(cache=CACHE, place=house.home.aws, stacks=STACKS, settings=lambda _: AwsSettings(**settings))
+
+
+# --- secrets, and the Python of nodes ---------------------------------------------------------------------------------
+
+
+def test_a_secret_that_is_granted_is_handed_on_as_its_reference(platform: AwsPlatform, house: House) -> None:
+    """This home's copy may be older than a grant of another host: what lies beside the ledger is looked at, once."""
+    assert platform.take_secrets("dev", {}) == {}
+    made = platform.environment("dev")
+    granted = made.model_copy(update={"secrets": ("aws-sm:hf-token", "ssm:/ours/wandb")})
+    place = (made.state_bucket, environments.KEY)
+    s3, body = house.account.client("s3"), granted.model_dump_json(by_alias=True).encode()
+    before = s3.get_object(Bucket=place[0], Key=place[1])["Body"].read()
+    s3.put_object(Bucket=place[0], Key=place[1], Body=body)
+    try:
+        wanted = {"A": "aws-sm:hf-token#token", "B": "ssm:/ours/wandb"}
+        with house.account.unchanged():
+            assert platform.take_secrets("dev", wanted) == wanted
+        assert platform.environment("dev").secrets == granted.secrets
+        with pytest.raises(InvalidInput) as caught:
+            platform.take_secrets("dev", {**wanted, "C": "aws-sm:other#key"})
+    finally:
+        s3.put_object(Bucket=place[0], Key=place[1], Body=before)
+    assert caught.value.field == "secrets.C"
+    assert str(caught.value) == (
+        "secrets.C: environment 'dev' grants its nodes no aws-sm:other. Run: mlinfra-prefect init aws "
+        f"--environment dev --region {REGION} --region {SECOND} "
+        "--secret aws-sm:hf-token --secret ssm:/ours/wandb --secret aws-sm:other"
+    )
+
+
+def test_a_variable_of_the_flow_is_no_secret_for_a_node_here(platform: AwsPlatform) -> None:
+    """It is refused without asking AWS anything: its value would have to lie in the bucket."""
+    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN: env: is a variable of the flow's process"):
+        platform.take_secrets("not-initialised", {"TOKEN": "env:TOKEN"})
+
+
+def test_the_python_of_nodes_is_that_of_the_default_images(
+    platform: AwsPlatform, environment: AwsEnvironment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody knows it of a named image, and an emulated machine has this host's. A plan says where it is another."""
+    request = TrainingRequest(platform="aws")
+    named = request.merged({"ami": "ami-0abcdef1234567890"})
+    assert platform.python_of(request) is None
+    platform.plan_stack(request, platform.offers(request)[:1])
+    assert not any("Python" in each for each in platform.remarks)
+    monkeypatch.setattr(AwsPlatform, "emulated", False)
+    assert (platform.python_of(request), platform.python_of(named)) == ("3.12", None)
+    monkeypatch.setattr(images, "PYTHON", "3.99")
+    platform.plan_stack(request, platform.offers(request)[:1])
+    (remark,) = [each for each in platform.remarks if "Python" in each]
+    assert remark.startswith(f"Nodes have Python 3.99, and this is Python {sys.version_info.major}.")
 
 
 def lease(**changes: Any) -> LeaseRecord:

@@ -6,10 +6,12 @@ profile that is harder to please: `hardened`, whose nodes have no way out and wh
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
 import sys
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +24,31 @@ from mlinfra_prefect.testing.aws import Emulator
 
 PROJECT = Path(__file__).parent / "project"
 DATA = "our-datasets"
+CANARY = f"canary-{uuid.uuid4().hex}"
+GRANTED = ("aws-sm:hf-token", "ssm:/ours/wandb")
 CLIENT = """
 import numpy as np
 import aws_work
-from mlinfra_prefect import lease
+from mlinfra_prefect import gpu, lease
+from mlinfra_prefect.aws.platform import AwsPlatform
+from mlinfra_prefect.errors import InvalidInput, NodeError
 with lease("cpu", platform="aws", max_minutes=15, grace_seconds=20) as infra:
     print(infra.run(aws_work.fit, np.arange(6.0)).metrics["mean"])
     print(infra.with_options(inputs={"rows": "s3://our-datasets/today/"}).run(aws_work.of_input, "rows"))
     print(infra.run(aws_work.version_of, "tiny"))
+    secretive = infra.with_options(secrets={"TOKEN": "aws-sm:hf-token#token", "KEY": "ssm:/ours/wandb"})
+    print(secretive.run(aws_work.of_secrets, "TOKEN", "KEY"))
+    others = {"TOKEN": "aws-sm:not-granted"}
+    try:
+        gpu("cpu", platform="aws", secrets=others, max_minutes=15)(aws_work.of_secrets)("TOKEN")
+    except InvalidInput as error:
+        print(error)
+    # A client that does not compare: the role decides.
+    AwsPlatform.take_secrets = lambda self, environment, references: references
+    try:
+        infra.with_options(secrets=others).run(aws_work.of_secrets, "TOKEN")
+    except NodeError as error:
+        print(error)
 """
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -53,14 +72,45 @@ def house(account: Account) -> Iterator[House]:
         try:
             account.client("s3").create_bucket(Bucket=DATA)
             account.client("s3").put_object(Bucket=DATA, Key="today/rows.txt", Body=b"1 2 3")
+            keep_secrets(account)
+            grants = [word for each in GRANTED for word in ("--secret", each)]
             said = made.says(
-                "init", "aws", "--yes", "--region", REGION, "--profile", "hardened", "--input-bucket", DATA
+                "init", "aws", "--yes", "--region", REGION, "--profile", "hardened", "--input-bucket", DATA, *grants
             )
+            assert said["made"]["secrets"] == list(GRANTED)
             made.env |= taken(account, "creator")
             made.env["MLINFRA_LEDGER"] = f"s3://{said['made']['state_bucket']}/ledger"
             yield made
         finally:
             patch.undo()
+
+
+def keep_secrets(account: Account) -> None:
+    """What the team keeps: two secrets that nodes are granted, and one that they are not."""
+    kept = {"hf-token": json.dumps({"token": CANARY, "user": "us"}), "not-granted": CANARY}
+    for name, text in kept.items():
+        account.client("secretsmanager").create_secret(Name=name, SecretString=text)
+    account.client("ssm").put_parameter(Name="/ours/wandb", Value=f"{CANARY}-2", Type="SecureString")
+
+
+def holding(account: Account, house: House) -> list[str]:
+    """Where the canary lies: files of the home and of all machines, and every version of every object."""
+    places = [house.root, *{each.root for each in account.aws.instances}]
+    found = [
+        str(path) for place in places for path in place.rglob("*")
+        if path.is_file() and not path.is_symlink() and CANARY.encode() in path.read_bytes()
+    ]  # fmt: skip
+    s3 = account.client("s3")
+    looked = 0
+    for bucket in s3.list_buckets()["Buckets"]:
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket["Name"]):
+            for each in page.get("Versions", ()):
+                told = s3.get_object(Bucket=bucket["Name"], Key=each["Key"], VersionId=each["VersionId"])
+                looked += 1
+                if CANARY.encode() in told["Body"].read():
+                    found.append(f"{bucket['Name']}/{each['Key']}")
+    assert looked > 10
+    return found
 
 
 def taken(account: Account, role: str) -> dict[str, str]:
@@ -106,17 +156,54 @@ def kill_what_keeps(house: House) -> None:
             continue
 
 
-def test_the_creator_may_plan_lease_train_and_give_back(account: Account, house: House, tmp_path: Path) -> None:
-    """Nothing is refused; inputs come from a granted bucket, and packages as the project's file says."""
+@pytest.fixture(scope="module")
+def ran(house: House, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """What a flow with the creator's role printed, from `plan` to its receipt."""
     assert house.cli("plan", "cpu", "--platform", "aws").returncode == 0
-    project = project_that_needs_a_package(tmp_path / "project")
-    ran = subprocess.run(
+    project = project_that_needs_a_package(tmp_path_factory.mktemp("project") / "project")
+    return subprocess.run(
         [sys.executable, "-c", CLIENT], env=house.environment(PYTHONPATH=str(project)), cwd=project,
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
-    assert (ran.returncode, ran.stdout) == (0, "2.5\n1 2 3\n1.2\n"), ran.stderr
+
+
+def test_the_creator_may_plan_lease_train_and_give_back(
+    account: Account, ran: subprocess.CompletedProcess[str]
+) -> None:
+    """Nothing is refused; inputs come from a granted bucket, and packages as the project's file says."""
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.splitlines()[:3] == ["2.5", "1 2 3", "1.2"]
     assert not account.running()
     assert denied(account) == []
+
+
+def test_a_training_has_its_secrets_and_nothing_else_has(
+    account: Account, house: House, ran: subprocess.CompletedProcess[str]
+) -> None:
+    """The node reads what it was granted; home, bucket, ledger, logs and other processes never see a value."""
+    assert ran.returncode == 0, ran.stderr
+    known = [hashlib.sha256(each.encode()).hexdigest() for each in (CANARY, f"{CANARY}-2")]
+    assert ran.stdout.splitlines()[3] == repr({"hashes": known, "files": [], "processes": []})
+    assert CANARY not in ran.stdout + ran.stderr
+    assert holding(account, house) == []
+
+
+def test_a_secret_that_is_not_granted_is_refused_by_the_client_and_by_the_role(
+    account: Account, house: House, ran: subprocess.CompletedProcess[str]
+) -> None:
+    """The one says how to grant it, before anything is rented; the other holds where nobody asked the first."""
+    assert ran.returncode == 0, ran.stderr
+    first, second = ran.stdout.splitlines()[4:]
+    assert first.startswith("secrets.TOKEN: environment 'dev' grants its nodes no aws-sm:not-granted. Run: mlinfra-")
+    grants = "--secret aws-sm:hf-token --secret ssm:/ours/wandb --secret aws-sm:not-granted"
+    assert first.endswith(f"init aws --environment dev --region {REGION} {grants}")
+    assert "secrets.TOKEN: aws-sm:not-granted: the node's role may not read it (AccessDeniedException)" in second
+    asked = [
+        each.status for each in account.aws.proxy.log
+        if each.phase == "answered" and each.operation in {"GetSecretValue", "GetParameter"} and each.status != 200
+    ]  # fmt: skip
+    assert asked == [400]
+    assert len(house.says("ps", "--all")) == 1
 
 
 @pytest.fixture(scope="module")

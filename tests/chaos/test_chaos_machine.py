@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -144,7 +144,13 @@ class FakePlatform:
     def __init__(self, world: World) -> None:
         self.world = world
         self.destroys_later = world.cloud
-        self.takes_secrets = self.has_packages_of_flow = True
+        self.has_packages_of_flow = True
+
+    def python_of(self, _: TrainingRequest) -> None:
+        """Nobody can say."""
+
+    def take_secrets(self, _: str, references: Mapping[str, str]) -> Mapping[str, str]:
+        return references
 
     def account(self, _: str) -> str:
         return ""

@@ -95,6 +95,8 @@ def refuses(house: House, account: Account, capsys: pytest.CaptureFixture[str]) 
         (["--mirror", "10.0.0.1"], "mirror: '10.0.0.1' is not a range of addresses such as 10.20.0.0/16"),
         (["--mirror", "10.0.0.0/8"], "mirror: egress 'internet' reaches none. Say --egress mirror."),
         (["--input-bucket", "s3://ours"], "input-bucket: 's3://ours' is not the name of a bucket"),
+        (["--secret", "env:TOKEN"], "secret: must be aws-sm:NAME, aws-sm:ARN (the whole ARN) or ssm:/NAME"),
+        (["--secret", "aws-sm:token#key"], "secret: must be aws-sm:NAME, aws-sm:ARN (the whole ARN) or ssm:/NAME"),
         (["--destroy", "--environment", "Dev"], "environment: 'Dev' is not a name"),
     ],
 )

@@ -181,25 +181,26 @@ def test_the_file_of_requirements_is_read_with_its_hashes(project):
         "torch>=2; sys_platform == 'linux'  # the GPU one\nthing @ https://example.org/thing.whl#sha256=cc\n"
     )
     root = project({"pyproject.toml": NAMES_THEM, "needs.txt": text})
-    assert read_requirements(root) == (
+    assert read_requirements(root, collect(root).requirements) == (
         "numpy==2.1.0 --hash=sha256:aa --hash=sha256:bb", "torch>=2; sys_platform == 'linux'",
         "thing @ https://example.org/thing.whl#sha256=cc",
     )  # fmt: skip
-    assert read_requirements(project({"pyproject.toml": "[project]\nname = 'x'"})) == ()
+    bare = project({"pyproject.toml": "[project]\nname = 'x'"})
+    assert read_requirements(bare, collect(bare).requirements) == ()
 
 
 @pytest.mark.parametrize("line", ["-e .", "-r more.txt", "--index-url https://example.org"])
 def test_an_option_of_pip_in_it_is_refused(project, line):
     """It could name files that do not travel, and indexes that nobody agreed to."""
-    with pytest.raises(InvalidInput, match="has an option of pip"):
-        read_requirements(project({"pyproject.toml": NAMES_THEM, "needs.txt": f"numpy\n{line}\n"}))
+    with pytest.raises(InvalidInput, match="is an option of pip"):
+        read_requirements(project({"needs.txt": f"numpy\n{line}\n"}), "needs.txt")
 
 
 @pytest.mark.parametrize("name", ["absent.txt", "../outside.txt", "/etc/hosts"])
 def test_a_file_of_requirements_that_is_not_there_is_refused(project, name):
     """It lies in the project, or it is none of its."""
     with pytest.raises(InvalidInput) as caught:
-        read_requirements(project({"pyproject.toml": f'[tool.mlinfra-prefect]\nrequirements = "{name}"'}))
+        read_requirements(project({}), name)
     assert "requirements" in caught.value.field
 
 

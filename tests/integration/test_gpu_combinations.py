@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
 import node_work
 import pytest
@@ -213,9 +214,28 @@ def test_gpu_under_flow_is_refused_when_it_is_called(asked: Asked) -> None:
 
 
 def test_secrets_for_a_platform_that_cannot_give_them_are_refused_before_anything_is_rented(asked: Asked) -> None:
-    """On AWS a value would lie in the bucket; that is known before a machine is paid for."""
-    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN.*platform aws"):
+    """A variable of the flow's process would travel to AWS, and a secret of AWS is its nodes' to read."""
+    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN.*platform aws.*aws-sm:NAME or ssm:/NAME"):
         gpu("cpu", platform="aws", secrets={"TOKEN": "env:PATH"})(node_work.add)(1)
+    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN: aws-sm: is read by nodes on platform aws.*env:NAME"):
+        gpu("cpu", secrets={"TOKEN": "aws-sm:hf-token"})(node_work.add)(1)
+    with pytest.raises(InvalidInput, match=r"secrets\.TOKEN: the environment variable MLINFRA_TEST_UNSET is not set"):
+        gpu("cpu", secrets={"TOKEN": "env:MLINFRA_TEST_UNSET"})(node_work.add)(1)
+    assert asked.leases == []
+
+
+def test_a_function_by_value_for_another_python_is_refused_before_anything_is_rented(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default images' Python is known: both versions and what to do are in the sentence."""
+    from mlinfra_prefect.aws import images
+
+    monkeypatch.setattr(images, "PYTHON", "3.99")
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    sends = gpu("cpu", platform="aws", by_value=True)(lambda: 1)
+    with pytest.raises(InvalidInput, match=rf"by_value: .* from Python {here}, .* platform aws have Python 3\.99"):
+        sends()
     assert asked.leases == []
 
 

@@ -75,7 +75,12 @@ jobs = st.builds(
     target=st.builds("{}:{}".format, word, word) | st.lists(word, min_size=1, max_size=3).map(tuple),
     params=objects,
     inputs=st.dictionaries(variable, line, max_size=2),
-    secrets=st.dictionaries(variable, variable.map("env:{}".format), max_size=2),
+    secrets=st.dictionaries(
+        variable,
+        st.builds("{}{}".format, st.sampled_from(["env:", "aws-sm:", "ssm:/"]), variable)
+        | st.builds("aws-sm:{}#{}".format, variable, variable),
+        max_size=2,
+    ),
     requirements=st.lists(word, max_size=2).map(tuple),
     resume=maybe(line),
     grace_seconds=maybe(st.floats(0.1, 3600)),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from modules_harness import planned
+from modules_harness import ACCOUNT, planned
 
 from mlinfra_prefect.errors import PlanRejected
 from mlinfra_prefect.terraform import gate
@@ -51,6 +51,15 @@ def test_the_hardened_profile_has_only_what_it_says(shared_plan: Callable[..., d
     """A key, and an endpoint for each service."""
     assert sorted(priced(shared_plan("hardened", "none"))) == [
         "aws_kms_key.this[0]",
+        'module.network.aws_vpc_endpoint.service["secretsmanager"]',
+        'module.network.aws_vpc_endpoint.service["ssm"]',
+    ]
+
+
+def test_nodes_without_the_internet_reach_secrets_by_endpoints(shared_plan: Callable[..., dict[str, Any]]) -> None:
+    """Where any are granted; each has a price, which `init aws` shows before it asks."""
+    secret = f"arn:aws:ssm:us-east-1:{ACCOUNT}:parameter/ours/wandb"
+    assert sorted(priced(shared_plan("default", "none", secret_arns=[secret]))) == [
         'module.network.aws_vpc_endpoint.service["secretsmanager"]',
         'module.network.aws_vpc_endpoint.service["ssm"]',
     ]

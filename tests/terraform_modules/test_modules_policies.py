@@ -13,6 +13,8 @@ import pytest
 from modules_harness import ACCOUNT, TAGS, planned
 from policy_evaluator import Document, allows, listed, statements
 
+from mlinfra_prefect.aws.granting import arns
+
 EC2 = f"arn:aws:ec2:us-east-1:{ACCOUNT}"
 ARTIFACTS = f"arn:aws:s3:::mlinfra-prefect-artifacts-dev-{ACCOUNT}-us-east-1"
 STATE = f"arn:aws:s3:::mlinfra-prefect-state-dev-{ACCOUNT}-us-east-1"
@@ -33,9 +35,9 @@ def documents(shared_plan: Callable[..., dict[str, Any]]) -> dict[str, Document]
 
 @pytest.fixture(scope="session")
 def hardened(shared_plan: Callable[..., dict[str, Any]]) -> dict[str, Document]:
-    """The same in profile hardened, with a bucket of inputs and a secret."""
-    secret = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:hub-token-AbCdEf"
-    return _documents(shared_plan("hardened", "none", input_buckets=["datasets"], secret_arns=[secret]))
+    """The same in profile hardened, with a bucket of inputs, and the secrets that `init aws --secret` was told."""
+    secrets = arns(("aws-sm:hub-token", "ssm:/ours/wandb"), "us-east-1", ACCOUNT)
+    return _documents(shared_plan("hardened", "none", input_buckets=["datasets"], secret_arns=secrets))
 
 
 def _documents(document: dict[str, Any]) -> dict[str, Document]:
@@ -154,10 +156,32 @@ def test_credentials_that_are_no_instances_reach_no_mailbox(documents: dict[str,
 def test_a_secret_is_read_only_where_it_is_named(documents: dict[str, Document], hardened: dict[str, Document]) -> None:
     """By default a node reads none."""
     named = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret:hub-token-AbCdEf"
-    ask = ("secretsmanager:GetSecretValue", named, {"aws:userid": NODE})
-    assert not allows([documents["node"]], *ask)
-    assert allows([hardened["node"]], *ask)
-    assert not allows([hardened["node"]], ask[0], named.replace("hub", "other"), ask[2])
+    parameter = f"arn:aws:ssm:us-east-1:{ACCOUNT}:parameter/ours/wandb"
+    for action, resource, other in (
+        ("secretsmanager:GetSecretValue", named, named.replace("hub", "other")),
+        ("secretsmanager:GetSecretValue", named, named.replace("-AbCdEf", "-two-AbCdEf")),
+        ("ssm:GetParameter", parameter, f"{parameter}-two"),
+    ):
+        who = {"aws:userid": NODE}
+        assert not allows([documents["node"]], action, resource, who)
+        assert allows([hardened["node"]], action, resource, who)
+        assert not allows([hardened["node"]], action, other, who)
+        assert not any(allows([hardened[each]], action, resource, who) for each in ("creating", "ending", "storing"))
+
+
+@pytest.mark.parametrize("service", ["secretsmanager", "ssm"])
+def test_a_secrets_key_is_used_through_its_service_and_where_it_is_the_environments(
+    service: str, documents: dict[str, Document], hardened: dict[str, Document]
+) -> None:
+    """A key of the account's own that somebody tagged; nothing is decrypted by asking KMS itself."""
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/11111111-2222-3333-4444-555555555555"
+    tagged = {"aws:ResourceTag/mlinfra-prefect:environment": "dev"}
+    through = {**tagged, "kms:ViaService": f"{service}.us-east-1.amazonaws.com"}
+    assert allows([hardened["node"]], "kms:Decrypt", key, through)
+    assert not allows([documents["node"]], "kms:Decrypt", key, through), "no secret, no key"
+    assert not allows([hardened["node"]], "kms:Decrypt", key, tagged)
+    foreign = {**through, "aws:ResourceTag/mlinfra-prefect:environment": "prod"}
+    assert not allows([hardened["node"]], "kms:Decrypt", key, foreign)
 
 
 # --- the creator ------------------------------------------------------------------------------------------------------

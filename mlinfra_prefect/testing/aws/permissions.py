@@ -2,7 +2,8 @@
 
 moto's own enforcement compares a resource with ``*`` as a text and knows neither variables nor tags, so a role that is
 pinned to anything may do nothing there. This one follows what `policies` follows, for S3 and for services asked by
-name; other REST services pass. Signatures are not checked, and resource policies and boundaries are not looked at.
+name; secrets and parameters by their ARN. Other REST services pass. Signatures are not checked, and resource policies
+and boundaries are not looked at.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class Permissions:
         for each in asked_of(request, path, query, body):
             context = {"aws:userid": (who.user_id,), "aws:principalarn": (who.arn,), "aws:securetransport": ("true",),
                        **each.context, **self._tags_of(each.named, request.region)}  # fmt: skip
-            if each.action not in _ALWAYS and not allowed(who.documents, each.action, each.resource, context):
+            resource = each.resource or self._secret(request)
+            if each.action not in _ALWAYS and not allowed(who.documents, each.action, resource, context):
                 raise _denied(service, who.arn, each.action, request.operation.style)
 
     def _principal(self, environ: dict[str, Any]) -> Principal | None:
@@ -106,6 +108,22 @@ class Permissions:
             for key, value in tags.items()
             for service in ("aws", "ec2")
         }
+
+    def _secret(self, request: Request) -> str | None:
+        """Return the ARN of the secret or parameter that is read by its name; None: another request."""
+        service, name, region = request.operation.service, request.operation.name, request.region
+        if (service, name) == ("ssm", "GetParameter"):
+            path = str(request.asked.get("Name", ""))
+            owner = "" if path.startswith("/aws/") else self._account.id  # AWS's own belong to no account
+            return f"arn:{PARTITION}:ssm:{region}:{owner}:parameter/{path.removeprefix('/')}"
+        if (service, name) == ("secretsmanager", "GetSecretValue"):
+            from moto.secretsmanager.models import secretsmanager_backends
+
+            asked = str(request.asked.get("SecretId", ""))
+            found = secretsmanager_backends[self._account.id][region].secrets.get(asked)
+            absent = f"arn:{PARTITION}:secretsmanager:{region}:{self._account.id}:secret:{asked}-absent"
+            return str(found.arn) if found is not None else absent
+        return None
 
     def _iam(self) -> Any:
         from moto.iam.models import iam_backends

@@ -27,8 +27,18 @@ locals {
       ], length(var.secret_arns) > 0 ? [{
         Sid      = "SecretsOfTheEnvironment"
         Effect   = "Allow"
-        Action   = ["secretsmanager:GetSecretValue", "ssm:GetParameter", "ssm:GetParameters"]
+        Action   = ["secretsmanager:GetSecretValue", "ssm:GetParameter"]
         Resource = var.secret_arns
+        }] : [], length(var.secret_arns) > 0 ? [{
+        # Only where somebody tagged a key of the account as the environment's; AWS's own keys need no permission.
+        Sid      = "KeysOfThoseSecrets"
+        Effect   = "Allow"
+        Action   = "kms:Decrypt"
+        Resource = "arn:${local.partition}:kms:*:${local.account}:key/*"
+        Condition = {
+          StringEquals = { "aws:ResourceTag/${local.environment}" = var.environment }
+          StringLike   = { "kms:ViaService" = ["secretsmanager.*.amazonaws.com", "ssm.*.amazonaws.com"] }
+        }
         }] : [], var.encrypted ? [{
         Sid      = "OnlyThroughS3"
         Effect   = "Allow"

@@ -39,13 +39,13 @@ variable "input_buckets" {
 }
 
 variable "secret_arns" {
-  description = "ARNs of secrets and parameters that every node of the environment may read; any training code of it can, then."
+  description = "ARNs of secrets and parameters that every node of the environment may read; any training code of it can, then. ?????? stands for the six characters that Secrets Manager puts after a name."
   type        = list(string)
   nullable    = false
   default     = []
   validation {
-    condition     = alltrue([for arn in var.secret_arns : can(regex("^arn:[a-z-]+:(secretsmanager|ssm):[a-z0-9-]+:[0-9]{12}:(secret:|parameter/)[^*]+$", arn))])
-    error_message = "secret_arns must be ARNs of secrets or parameters, without wildcards."
+    condition     = alltrue([for arn in var.secret_arns : can(regex("^arn:[a-z-]+:(secretsmanager|ssm):[a-z0-9-]+:[0-9]{12}:(secret:[a-zA-Z0-9/_+=.@-]+(-[?]{6})?|parameter/[a-zA-Z0-9/_.-]+)$", arn))])
+    error_message = "secret_arns must be ARNs of secrets or parameters, without wildcards; ?????? may stand for the six characters after a secret's name."
   }
 }
 

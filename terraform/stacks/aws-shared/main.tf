@@ -3,8 +3,10 @@ locals {
   name     = "mlinfra-prefect-${var.environment}"
   tags     = { "mlinfra-prefect:environment" = var.environment, "mlinfra-prefect:shared" = "true" }
   hardened = var.profile == "hardened"
-  regions  = length(var.regions) > 0 ? var.regions : [var.region]
-  key_arn  = local.hardened ? aws_kms_key.this[0].arn : ""
+  # Without a way to the internet, secrets are reached through endpoints.
+  endpoints = local.hardened || (length(var.secret_arns) > 0 && var.egress != "internet")
+  regions   = length(var.regions) > 0 ? var.regions : [var.region]
+  key_arn   = local.hardened ? aws_kms_key.this[0].arn : ""
 }
 
 module "network" {
@@ -16,7 +18,7 @@ module "network" {
   zones    = var.zones
   egress   = var.egress
   mirrors  = var.mirrors
-  services = var.services != null ? var.services : local.hardened ? ["secretsmanager", "ssm"] : []
+  services = var.services != null ? var.services : local.endpoints ? ["secretsmanager", "ssm"] : []
   buckets  = local.hardened ? concat([var.artifact_bucket], var.input_buckets) : []
 }
 

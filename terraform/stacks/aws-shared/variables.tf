@@ -77,7 +77,7 @@ variable "mirrors" {
 }
 
 variable "services" {
-  description = "AWS services with an interface endpoint; null: those from which secrets come with profile hardened, none with default. A node needs none for itself: its credentials come from the instance, its mailbox is S3."
+  description = "AWS services with an interface endpoint; null: those from which secrets come with profile hardened, and with default where secrets are named and egress is not internet. A node needs none for itself: its credentials come from the instance, its mailbox is S3."
   type        = set(string)
   default     = null
 }

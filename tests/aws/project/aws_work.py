@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -46,6 +47,27 @@ def of_input(name: str) -> str:
 def version_of(distribution: str) -> str:
     """Which version of a package the training has."""
     return metadata.version(distribution)
+
+
+def of_secrets(*names: str) -> dict[str, list[str]]:
+    """Hashes of secrets, and where they lie while this training knows them: on this node, and in other processes."""
+    values = [os.environ[name] for name in names]
+    root = Path(os.environ["MLINFRA_OUTPUT_DIR"]).parents[2]
+    assert (root / "agent.json").exists()
+    files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()]
+    others = [entry for entry in Path("/proc").iterdir() if entry.name.isdecimal() and int(entry.name) != os.getpid()]
+
+    def holds(path: Path) -> bool:
+        try:
+            return any(value.encode() in path.read_bytes() for value in values)
+        except OSError:
+            return False
+
+    return {
+        "hashes": [hashlib.sha256(value.encode()).hexdigest() for value in values],
+        "files": [str(path) for path in files if holds(path)],
+        "processes": [entry.name for entry in others if holds(entry / "environ") or holds(entry / "cmdline")],
+    }
 
 
 def until_told(step: int) -> int:
