@@ -196,7 +196,7 @@ def test_a_secret_that_is_not_granted_is_refused_by_the_client_and_by_the_role(
     first, second = ran.stdout.splitlines()[4:]
     assert first.startswith("secrets.TOKEN: environment 'dev' grants its nodes no aws-sm:not-granted. Run: mlinfra-")
     grants = "--secret aws-sm:hf-token --secret ssm:/ours/wandb --secret aws-sm:not-granted"
-    assert first.endswith(f"init aws --environment dev --region {REGION} {grants}")
+    assert first.endswith(f"init aws --environment dev --region {REGION} --profile hardened {grants}")
     assert "secrets.TOKEN: aws-sm:not-granted: the node's role may not read it (AccessDeniedException)" in second
     asked = [
         each.status for each in account.aws.proxy.log
