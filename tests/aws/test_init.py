@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aws_place import REGION, Account, House, context_of, house_in, require_provider
 
-from mlinfra_prefect.aws import environment as environments, tags
+from mlinfra_prefect.aws import environment as environments, shared_remains, tags
 from mlinfra_prefect.errors import PlanRejected, PlanStale
 from mlinfra_prefect.lifecycle.environment_stacks import Wanted
 from mlinfra_prefect.lifecycle.making import make
@@ -144,6 +144,14 @@ def test_a_try_that_was_cut_off_is_gone_on_with(made: dict[str, Any], account: A
         rule = s3.get_bucket_encryption(Bucket=bucket)["ServerSideEncryptionConfiguration"]["Rules"][0]
         assert rule["ApplyServerSideEncryptionByDefault"]["SSEAlgorithm"] == "AES256"
     assert s3.get_bucket_versioning(Bucket=made["made"]["state_bucket"])["Status"] == "Enabled"
+
+
+def test_what_is_looked_for_before_the_states_go_is_what_is_made(made: dict[str, Any], account: Account) -> None:
+    """Names of roles stand in Terraform and in the look: were one renamed, what is left of it would not be seen."""
+    roles = {each for each in account.tagged() if each.startswith("Role ")}
+    found = shared_remains.look("dev", account.aws.account, (REGION,))
+    assert {each.replace("role", "Role", 1) for each in found if each.startswith("role")} == roles
+    assert {each.partition(" ")[0] for each in found} == {"role", "network", "bucket"}
 
 
 def test_nothing_lets_anybody_in(made: dict[str, Any], account: Account) -> None:

@@ -170,15 +170,15 @@ def test_an_environment_that_is_not_initialised_says_what_makes_it(
     refuses: Refuse, monkeypatch: pytest.MonkeyPatch, environment: AwsEnvironment
 ) -> None:
     """Nor is it in another region than its own: the line names where it was looked for."""
-    for words in (
-        ["up", "cpu", "--platform", "aws"],
-        ["plan", "cpu", "--platform", "aws"],
-        ["init", "aws", "--destroy"],
+    for words, remedy in (
+        (["up", "cpu", "--platform", "aws"], "Run: mlinfra-prefect init aws --environment dev"),
+        (["plan", "cpu", "--platform", "aws"], "Run: mlinfra-prefect init aws --environment dev"),
+        (["init", "aws", "--destroy"], "name its first one with --region. Nothing was destroyed."),
     ):
         monkeypatch.setenv("AWS_REGION", SECOND)
         line = refuses(*words)
         assert f"Environment 'dev' is not initialised on AWS in {SECOND}" in line
-        assert line.endswith("Run: mlinfra-prefect init aws --environment dev")
+        assert line.endswith(remedy)
 
 
 def test_a_permission_that_is_missing_is_named(refuses: Refuse, account: Account, environment: AwsEnvironment) -> None:
