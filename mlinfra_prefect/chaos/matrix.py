@@ -68,7 +68,8 @@ def _moments(chance: Random) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _of_prefect(chance: Random) -> dict[str, Any]:
+def of_prefect(chance: Random) -> dict[str, Any]:
+    """Who of Prefect's processes is killed, and when."""
     groups = [["flow"], ["runner"], ["runner"], ["server"], ["flow", "runner"], ["runner", "server"],
               ["flow", "runner", "server", *EVERYTHING]]  # fmt: skip
     return {
@@ -149,7 +150,7 @@ ROWS = (
         playing_serving.server_killed, victims=(), reaper=True, serves=True, needs=needs_models,
         options=lambda chance: {"victim": chance.choice(["server", "router", "node"])}, weight=2),
     Row("prefect-killed", "under flow.serve or a process worker: flow, runner, worker or server killed, or cancelled",
-        playing_prefect.killed, victims=(), reaper=True, options=_of_prefect, weight=6),
+        playing_prefect.killed, victims=(), reaper=True, options=of_prefect, weight=6),
     Row("fifty-at-once", "50 leases reach their deadlines in the same moment", playing.all_at_once, victims=(),
         options=lambda chance: {"count": 50, "life": round(chance.uniform(20.0, 60.0), 3)}, weight=1),
     Row("dead-man", "keeper, flow, ledger and Terraform all gone: the node ends itself at its deadline",

@@ -7,9 +7,9 @@ from functools import partial
 from random import Random
 from typing import Any
 
-from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_hosts, playing_late
+from mlinfra_prefect.chaos import playing, playing_cloud as cloud, playing_hosts, playing_late, playing_prefect
 from mlinfra_prefect.chaos.cloud import HOME_REGION
-from mlinfra_prefect.chaos.matrix import ASKING, OPERATION, REAPING, STOPS
+from mlinfra_prefect.chaos.matrix import ASKING, OPERATION, REAPING, STOPS, of_prefect
 from mlinfra_prefect.chaos.plan import Row
 from mlinfra_prefect.chaos.playing_cloud import EVERYBODY
 
@@ -83,6 +83,11 @@ def _late(chance: Random) -> dict[str, Any]:
     # The second attempt trains half a minute after the first one was killed.
     victims = chance.choice((("client",), ("client", "keeper"), EVERYBODY))
     return _options(chance, hold=round(chance.uniform(30.0, 75.0), 3), victims=list(victims))
+
+
+def _flow(chance: Random) -> dict[str, Any]:
+    # From when the run is asked for: its process starts, leases, trains and gives back.
+    return {**of_prefect(chance), "kill_at": round(chance.uniform(0.0, 45.0), 3)}
 
 
 def _host(chance: Random) -> dict[str, Any]:
@@ -212,6 +217,8 @@ ROWS = (
     _row("aws-host-lost", "the same while it trains, or when it has trained and nobody has collected: the reaper is on "
          "another host, can prove nobody dead, and keeps what was trained", playing_hosts.host_lost, victims=(),
          reaper=True, ttl=True, needs=_another_host, options=_host, weight=2),
+    _row("aws-prefect-killed", "under flow.serve or a worker: flow, runner, worker or server killed, or cancelled",
+         playing_prefect.killed, victims=(), reaper=True, options=_flow, weight=2),
     _row("aws-dead-man", "keeper, flow, ledger, Terraform all gone and no reaper: the machine's own shutdown ends it",
          cloud.dead_man, victims=(), options=_dead_man, weight=2),
 )  # fmt: skip

@@ -113,6 +113,11 @@ class Place:
         self._make_decoys()
 
     @property
+    def platform(self) -> str:
+        """On which it leases."""
+        return "local" if self._cloud is None else "aws"
+
+    @property
     def cloud(self) -> Cloud:
         """The account of a run that leases in one.
 

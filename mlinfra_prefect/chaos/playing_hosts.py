@@ -9,10 +9,11 @@ from pathlib import Path
 
 from mlinfra_prefect.chaos.place import Place
 from mlinfra_prefect.chaos.plan import Plan
-from mlinfra_prefect.chaos.playing_cloud import EVERYBODY, LOOK_SECONDS
+from mlinfra_prefect.chaos.playing_cloud import EVERYBODY, LOOK_SECONDS, until_so
 
 KEPT_SECONDS = 300.0
 """The lease's TTL, and what a reaper needs."""
+TRAINS_SECONDS = 6.0
 ENDED_SECONDS = 60.0
 UPLOADED_SECONDS = 10.0
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
@@ -38,8 +39,9 @@ def host_lost(place: Place, plan: Plan) -> None:
     """
     place.share_ledger()
     trained = bool(plan.options["trained"])
-    place.client("lease", seconds=1.0 if trained else 600.0)
-    if not place.wait("job"):
+    place.client("lease", seconds=TRAINS_SECONDS if trained else 600.0)
+    # The job is named before it is handed over: only what runs on the machine has a life of its own.
+    if not place.wait("job") or not until_so(place, lambda: bool(place.victims("training")), ENDED_SECONDS):
         return
     place.hit(place.victims("client"), "STOP")  # it collects nothing any more; its keeper would at the release
     if trained and not _ended(place):

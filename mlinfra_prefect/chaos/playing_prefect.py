@@ -61,6 +61,7 @@ class _Prefect:
         self.api = f"http://127.0.0.1:{self.port}/api"
         self.started: dict[str, subprocess.Popen[bytes]] = {}
         place.env |= {
+            "CHAOS_PLATFORM": place.platform,
             "PREFECT_HOME": str(place.root / "prefect"), "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false", "DO_NOT_TRACK": "1", "PREFECT_RUNNER_POLL_FREQUENCY": "1",
             "PREFECT_WORKER_QUERY_SECONDS": "1",

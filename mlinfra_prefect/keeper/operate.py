@@ -28,7 +28,7 @@ from mlinfra_prefect.keeper.watch import BUSY
 from mlinfra_prefect.killpoints import killpoint
 from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.belonging import why_foreign
-from mlinfra_prefect.lifecycle.clients import look_at_client, why_gone
+from mlinfra_prefect.lifecycle.clients import last_heard, look_at_client, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.late import due, end_late, given_up
 from mlinfra_prefect.lifecycle.leasing import TTL_SECONDS
@@ -270,15 +270,15 @@ def _take(context: Context, record: KeptRecord, keeper: Keeper) -> KeptRecord:
     """Become the record's keeper; where it had another one, under a new generation that fences the old one out."""
 
     def change(now: KeptRecord) -> KeptRecord | None:
-        before = now.keeper
+        before, moment = now.keeper, context.ledger.now()
         if now.state is State.RELEASED or keeper.keeps(now):
             return None
         if before is None:
-            return now.revised(keeper=keeper)
-        expired = not is_here(before.process) and busy_until(now) < context.ledger.now()
+            return now.revised(keeper=keeper, client=last_heard(now, moment))
+        expired = not is_here(before.process) and busy_until(now) < moment
         if not is_provably_dead(before.process) and not expired:
             raise LeaseLost(f"{now.id} is kept by a live keeper, pid {before.process.pid} on {before.process.host}.")
-        return now.revised(keeper=keeper, generation=now.generation + 1)
+        return now.revised(keeper=keeper, generation=now.generation + 1, client=last_heard(now, moment))
 
     why = "kept" if record.keeper is None else "taken over from a dead keeper"
     return revise(context.ledger, record.id, change, actor=context.actor, reason=why)

@@ -13,7 +13,7 @@ from mlinfra_prefect.lifecycle.marking import begin_release, current
 from mlinfra_prefect.lifecycle.versions import version_of
 from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.endpoint import PROMOTED, EndpointRecord, RolloutRecord
-from mlinfra_prefect.model.lease import LeaseRecord
+from mlinfra_prefect.model.lease import Client, LeaseRecord
 
 WANTED_SECONDS = 0.25
 """How often a long wait asks whether anybody still wants what it waits for."""
@@ -51,6 +51,20 @@ def silent_from(record: KeptRecord) -> datetime | None:
     if client.kind == "process" and is_here(client.process):
         return None
     return client.heartbeat_at + timedelta(seconds=TTL_SECONDS)
+
+
+def last_heard(record: KeptRecord, now: datetime) -> Client:
+    """Return the client as whoever takes a record over at `now` has to see it. Pure but for what runs here.
+
+    A renewal means that the client lives (rule R4), and one that lives starts its keeper anew. So of a client that
+    cannot be seen from here, and does not beat, the last renewal was the last word: else a lost host's lease would be
+    renewed for nobody until its hard deadline.
+    """
+    client = record.client
+    seen = client.process is None or client.heartbeat_at is not None or is_here(client.process)
+    if seen or not record.live or record.renewed_until >= now:
+        return client
+    return client.revised(heartbeat_at=record.renewed_until - timedelta(seconds=TTL_SECONDS))
 
 
 def stands_by_itself(context: Context, record: KeptRecord) -> bool:

@@ -12,13 +12,15 @@ import pytest
 from mlinfra_prefect.agent.identity import boot
 from mlinfra_prefect.keeper import operate
 from mlinfra_prefect.keeper.operate import step
+from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle import whose_host
+from mlinfra_prefect.lifecycle.clients import last_heard, why_gone
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.whose_host import busy_until, on_another_host
 from mlinfra_prefect.local import process
 from mlinfra_prefect.local.process import identify
-from mlinfra_prefect.model.lease import Attempt, AttemptState, Keeper, LeaseRecord, State
+from mlinfra_prefect.model.lease import Attempt, AttemptState, Client, Keeper, LeaseRecord, State
 from mlinfra_prefect.model.ledger_address import parse_address
 from mlinfra_prefect.model.process import ProcessIdentity
 from mlinfra_prefect.testing.records import MOMENT, sample_attempt, sample_lease
@@ -91,3 +93,48 @@ def test_a_container_beside_this_one_is_another_host(
     # One PID namespace for containers with homes of their own: whose directory it is decides.
     assert on_another_host(context, sample_lease(keeper=renamed, attempts=there.attempts)) == "an-older-name"
     assert on_another_host(context, sample_lease(keeper=renamed, attempts=ours.attempts)) is None
+
+
+ELSEWHERE = ProcessIdentity(host="there", boot="another boot", pid=7, start_time="1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lost"),
+    [
+        ({}, True),
+        ({"renewed_until": MOMENT + timedelta(minutes=4)}, False),
+        ({"client": Client(kind="process", process=identify())}, False),
+        ({"client": Client(kind="none")}, False),
+        ({"client": Client(kind="process", process=ELSEWHERE, heartbeat_at=RENEWED)}, False),
+    ],
+    ids=["nobody renews", "it is renewed", "it is here", "nobody by design", "it beats"],
+)
+def test_the_client_of_a_lost_host_is_lost_with_it(changes: dict[str, object], lost: bool) -> None:
+    """It cannot be seen, and beats nowhere: that nobody has renewed its lease for the TTL is its silence (R4)."""
+    client = Client(kind="process", process=ELSEWHERE)
+    record = sample_lease(**{"keeper": keeper("another boot"), "client": client, **changes})
+    moment = RENEWED + timedelta(seconds=1)
+    assert why_gone(record, moment) is None  # what whoever looks finds, and so nobody would ever end it
+    taken = record.revised(client=last_heard(record, moment))
+    assert (why_gone(taken, moment) is not None) is lost
+
+
+def test_a_lease_of_a_lost_host_is_released_by_who_takes_it_over(
+    context: Context, asked: Callable[..., LeaseRecord], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not renewed for nobody until its hard deadline: it is taken over once nobody renews it, and then given up."""
+    monkeypatch.setattr(operate, "_take_operation_lock", lambda *_: 0)
+    record = asked(client=Client(kind="process", process=ELSEWHERE))
+    theirs, mine = keeper("another boot"), Keeper(place="process", process=identify())
+
+    def kept(until: timedelta) -> Callable[[KeptRecord], KeptRecord]:
+        return lambda now: now.revised(keeper=theirs, renewed_until=context.ledger.now() + until)
+
+    revise(context.ledger, record.id, kept(timedelta(minutes=1)), actor="test", reason="kept there")
+    assert step(context, record.id, mine) == operate.FAILED
+    assert context.record(record.id).keeper == theirs
+    revise(context.ledger, record.id, kept(-timedelta(seconds=1)), actor="test", reason="silent since")
+    assert step(context, record.id, mine) == 0
+    over = context.record(record.id)
+    assert (over.state, over.generation) == (State.RELEASED, record.generation + 1)
+    assert "its client was lost: no heartbeat for 120 seconds" in over.reason
