@@ -21,6 +21,7 @@ from mlinfra_prefect.aws.sdk import Place, client, code_of, here, refused
 from mlinfra_prefect.errors import InvalidInput, LedgerUnreadable, NotInitialised
 from mlinfra_prefect.model.names import Id, Line
 from mlinfra_prefect.model.record import Moment, Record, parsed
+from mlinfra_prefect.model.spelling import SecretReference
 
 SCHEMA: Final = "mlinfra-prefect/aws-environment/1"
 KEY = "environment.json"
@@ -58,7 +59,7 @@ class AwsEnvironment(Record):
         default=(), title="Input buckets", description="From which the creator's role may take inputs.",
         examples=[["our-datasets"]],
     )  # fmt: skip
-    secrets: tuple[Line, ...] = Field(
+    secrets: tuple[SecretReference, ...] = Field(
         default=(), title="Secrets", description="References to what its nodes may read.",
         examples=[["aws-sm:hf-token", "ssm:/ours/wandb"]],
     )  # fmt: skip

@@ -32,7 +32,7 @@ def take(
         made = newest()
         for name, each in wanted.items():
             if not _granted(made, each):
-                options = " ".join(f"--secret {known}" for known in (*made.secrets, each.granted_as))
+                options = " ".join(f"--secret {text}" for text in (*made.secrets, each.granted_as))
                 raise InvalidInput(
                     f"secrets.{name}",
                     f"environment {made.name!r} grants its nodes no {each.granted_as}",
@@ -42,8 +42,20 @@ def take(
 
 
 def arns(references: tuple[str, ...], home_region: str, account: str) -> list[str]:
-    """The resources of granted references, for the role's policy. Pure."""
-    return sorted({Reference.parse(each).arn(home_region, account) for each in references})
+    """The resources of granted references, for the role's policy. Pure.
+
+    Raises:
+        InvalidInput: one is of another account, where it lies under a key that the role cannot use.
+    """
+    found = {Reference.parse(each).arn(home_region, account) for each in references}
+    for each in sorted(found):
+        owner = each.split(":")[4]
+        if owner != account:
+            raise InvalidInput(
+                "secret", f"{each} is of account {owner}, and its key would be out of reach. Nothing was created",
+                f"Keep a copy in account {account}.",
+            )  # fmt: skip
+    return sorted(found)
 
 
 def is_reference(text: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,28 @@ def test_an_answer_that_lacks_a_secret_fails_by_name_and_says_no_value(tmp_path:
         secrets.read_secrets(tmp_path, ("A", "B"), timeout=5)
     server.close()
     assert CANARY not in str(caught.value)
+
+
+def test_why_there_are_none_is_an_answer_too(tmp_path: Path) -> None:
+    """The launcher fails with that sentence, and does not wait for its time to be over."""
+    secrets.make_fifo(tmp_path)
+    server = secrets.SecretServer(tmp_path, lambda: "secrets.A: it is not there")
+    with pytest.raises(secrets.SecretsUnavailable, match=r"^secrets\.A: it is not there$"):
+        secrets.read_secrets(tmp_path, ("A",), timeout=5)
+    server.close()
+
+
+def test_nothing_is_read_before_it_is_asked_for_and_nobody_waits_for_a_job_that_is_over(tmp_path: Path) -> None:
+    """A node has many jobs that wait for their turn, and some that are stopped before it."""
+    secrets.make_fifo(tmp_path)
+    asked: list[str] = []
+    over = threading.Event()
+    before = set(threading.enumerate())
+    server = secrets.SecretServer(tmp_path, lambda: asked.append("") or {}, over.is_set)  # type: ignore[func-returns-value]
+    (thread,) = set(threading.enumerate()) - before
+    over.set()
+    thread.join(5.0)
+    assert (thread.is_alive(), server.served, asked) == (False, False, [])
 
 
 def test_a_pipe_that_is_not_one_is_not_read(tmp_path: Path) -> None:

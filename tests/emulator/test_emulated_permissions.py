@@ -59,6 +59,25 @@ def test_the_administrator_may_everything_and_a_stranger_nothing(cloud):
     assert denied(cloud.client("iam", **stranger).list_roles)[0] == "InvalidClientTokenId"
 
 
+def test_a_secret_is_read_by_its_resource_whatever_it_is_asked_by(cloud):
+    """A name stands for the ARN with its six characters; what is not there is not told from what is not allowed."""
+    secrets, ssm = cloud.client("secretsmanager"), cloud.client("ssm")
+    for name in ("ours", "ours-too"):
+        secrets.create_secret(Name=name, SecretString=name)
+        ssm.put_parameter(Name=f"/{name}", Value=name, Type="SecureString")
+    account = cloud.emulator.account
+    who, _ = session(
+        cloud, allow("secretsmanager:GetSecretValue", f"arn:aws:secretsmanager:us-east-1:{account}:secret:ours-??????"),
+        allow("ssm:GetParameter", f"arn:aws:ssm:us-east-1:{account}:parameter/ours"),
+    )  # fmt: skip
+    mine, its = cloud.client("secretsmanager", **who), cloud.client("ssm", **who)
+    assert mine.get_secret_value(SecretId="ours")["SecretString"] == "ours"
+    assert its.get_parameter(Name="/ours", WithDecryption=True)["Parameter"]["Value"] == "ours"
+    for refused in ("ours-too", "absent"):
+        assert denied(mine.get_secret_value, SecretId=refused)[0] == "AccessDeniedException"
+        assert denied(its.get_parameter, Name=f"/{refused}")[0] == "AccessDeniedException"
+
+
 def test_a_missing_permission_is_named(cloud):
     """In the refusal, as AWS names it, for what moto answers and for what the emulator does itself."""
     who, _ = session(cloud, allow(["ec2:Describe*", "ec2:CreateLaunchTemplate"]))
