@@ -45,7 +45,8 @@ def killed(place: Place, plan: Plan) -> None:
     place.hit([seen for role in plan.options["victims"] for seen in here.victims(role, run)], "KILL")
     # A flow that lives goes on for as long as it likes; what counts begins when it has ended.
     until = time.time() + START_SECONDS
-    while here.victims("flow", run) and not place.is_gone() and time.time() < until:
+    # One that has not asked for anything yet may still do so: nothing is gone before something was there.
+    while here.victims("flow", run) and not (judge.texts(place.home) and place.is_gone()) and time.time() < until:
         time.sleep(0.1)
         place.wanted_until = time.time()
 
