@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mlinfra_prefect.chaos import judge
-from mlinfra_prefect.chaos.place import Place
+from mlinfra_prefect.chaos.place import VICTIM_SECONDS, Place
 from mlinfra_prefect.chaos.plan import Plan
 
 FLOW = Path(__file__).with_name("scripts") / "doomed_flow.py"
@@ -42,10 +42,16 @@ def killed(place: Place, plan: Plan) -> None:
         here.ask("POST", f"/flow_runs/{run}/set_state", {"state": {"type": "CANCELLING", "name": "Cancelling"}})
         place.happened("flow run", "cancelled")
         time.sleep(0.5)
-    place.hit([seen for role in plan.options["victims"] for seen in here.victims(role, run)], "KILL")
+
+    def victims() -> list[judge.Seen]:
+        return [seen for role in plan.options["victims"] for seen in here.victims(role, run)]
+
+    here.wait(lambda: bool(victims()), VICTIM_SECONDS)  # a run's process may be between two programs
+    place.hit(victims(), "KILL")
     # A flow that lives goes on for as long as it likes; what counts begins when it has ended.
     until = time.time() + START_SECONDS
-    while here.victims("flow", run) and not place.is_gone() and time.time() < until:
+    # One that has not asked for anything yet may still do so: nothing is gone before something was there.
+    while here.victims("flow", run) and not (judge.texts(place.home) and place.is_gone()) and time.time() < until:
         time.sleep(0.1)
         place.wanted_until = time.time()
 
