@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 from urllib.parse import urlsplit
 
 from mlinfra_prefect.agent.archive import build_archive
@@ -40,15 +40,15 @@ from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.aws.node import BucketNode, NoNode
 from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, link, refused
-from mlinfra_prefect.errors import InvalidInput, NodeLost, PermanentError, UnsupportedHere
-from mlinfra_prefect.model.endpoint import EndpointRecord, KeptRecord, RolloutRecord
+from mlinfra_prefect.aws.training_only import TrainingOnly, not_served
+from mlinfra_prefect.errors import InvalidInput, NodeLost, PermanentError
+from mlinfra_prefect.model.endpoint import KeptRecord
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
-from mlinfra_prefect.model.served import Served
 from mlinfra_prefect.model.stack import Found, Late, StackInput
 
 AGENT_URL_SECONDS = 3600
@@ -63,7 +63,7 @@ LOOK_SECONDS = 10.0
 ENDPOINT_VARIABLE = "AWS_ENDPOINT_URL"
 
 
-class AwsPlatform:
+class AwsPlatform(TrainingOnly):
     """See `lifecycle.platform.Platform`.
 
     Args:
@@ -379,38 +379,6 @@ class AwsPlatform:
                 self._open(attempt.mailbox, self._mirror(attempt)).empty()
         keep_logs_only(self._mirror(attempt), attempt.number)
 
-    # --- serving: not here --------------------------------------------------------------------------------------------
-
-    def route(self, endpoint: EndpointRecord, seconds: float = 10.0) -> Served:
-        """Not on this platform."""
-        del endpoint, seconds
-        _not_served()
-
-    def served(self, endpoint: EndpointRecord) -> Served | None:
-        """Not on this platform."""
-        del endpoint
-        _not_served()
-
-    def ask(self, rollout: RolloutRecord, row: Any) -> list[Any]:
-        """Not on this platform."""
-        del rollout, row
-        _not_served()
-
-    def token(self, record: EndpointRecord | RolloutRecord) -> str | None:
-        """Not on this platform."""
-        del record
-        _not_served()
-
-    def prolong(self, record: EndpointRecord | RolloutRecord, until: datetime | None) -> None:
-        """Not on this platform."""
-        del record, until
-        _not_served()
-
-    def choose_port(self, wanted: int | None, taken: Callable[[int], bool]) -> int:
-        """Not on this platform."""
-        del wanted, taken
-        _not_served()
-
 
 def region_of(bucket: str) -> str:
     """The region of a bucket of ours: its name ends with account and region. Pure."""
@@ -451,9 +419,5 @@ def _moment(seconds: float | None) -> datetime | None:
 
 def _lease(record: KeptRecord) -> LeaseRecord:
     if not isinstance(record, LeaseRecord):
-        _not_served()
+        not_served()
     return record
-
-
-def _not_served() -> NoReturn:
-    raise UnsupportedHere("platform: nothing is served on aws in this version.", "Deploy on platform 'local'.")
