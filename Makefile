@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CACHE := $(CURDIR)/.cache
-# Two workers: one test file runs in one of them.
-PYTEST ?= -n 2 --dist loadfile --no-loadscope-reorder
+# Three workers, also on two cores: tests wait as long as they compute. One test file runs in one of them.
+PYTEST ?= -n 3 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: audit demo demo-aws test check bench chaos browser clean help

@@ -53,8 +53,8 @@ def collect_all(context: Context, record: LeaseRecord) -> None:
         if not status.ended:
             status = replace(status, state="stopped", reason="its node is gone", finished_at=time.time())
         artifact_id, reason, left_at = None, f"job {note.job_id} {status.state}", ""
-        if found is not None and not is_ours(context, record, note.job_id):
-            left_at = attempt.mailbox or ""
+        if attempt.mailbox is not None and found is not None and not is_ours(context, record, note.job_id):
+            left_at = attempt.mailbox
             reason = f"job {note.job_id} {status.state}: another home handed it over, and did not tell what for"
         elif status.state == "succeeded":
             try:

@@ -145,6 +145,11 @@ class Place:
         wanted = {"deployment_id": {"any_": [deployment_id]}}
         return [run["id"] for run in self.posted("/flow_runs/filter", flow_runs=wanted)]
 
+    def paused(self, run_id: str, *, seconds: float) -> None:
+        """Wait until a run is paused, or over."""
+        ends = {"PAUSED", *OVER}
+        self.wait(lambda: self.run(run_id)["state_type"] in ends, seconds, f"run {run_id} does not pause")
+
     def over(self, run_id: str, *, seconds: float) -> dict[str, Any]:
         """Wait until a run is over, and return it."""
         self.wait(lambda: self.run(run_id)["state_type"] in OVER, seconds, f"run {run_id} is not over")

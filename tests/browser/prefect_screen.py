@@ -172,17 +172,26 @@ class Screen:
 
     # --- a run
 
+    @contextmanager
+    def left(self) -> Iterator[None]:
+        """Leave the page meanwhile, and come back: an open one asks and draws on cores that the run needs."""
+        address = self.page.url
+        self.page.goto("about:blank")
+        yield
+        self.page.goto(address)
+        self.page.get_by_role("tab", name="Logs", exact=True).wait_for()
+
     def shows(self, text: str, *, seconds: float = SHOWN_MS / 1000) -> None:
         """Wait until a text is somewhere on the page."""
         self.page.get_by_text(text).first.wait_for(timeout=seconds * 1000)
 
-    def shows_log(self, text: str, *, seconds: float) -> None:
+    def shows_log(self, text: str, *, seconds: float = SHOWN_MS / 1000) -> None:
         """Wait until a line of a run's log is shown; a run that ends without it does not let us wait."""
         line = self.page.get_by_text(text)
         line.or_(self._state(OVER)).first.wait_for(timeout=seconds * 1000)
         line.first.wait_for()
 
-    def shows_state(self, name: str, *, seconds: float) -> None:
+    def shows_state(self, name: str, *, seconds: float = SHOWN_MS / 1000) -> None:
         """Wait until the run's state is shown; one that ends in another state does not let us wait."""
         badge = self._state({name, *OVER})
         badge.first.wait_for(timeout=seconds * 1000)

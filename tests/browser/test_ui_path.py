@@ -105,7 +105,9 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     form.field("approve").click()
     form.shot("1-form")
     run_id, _ = form.submit()
-    form.shows_state("Paused", seconds=RUN_SECONDS)
+    with form.left():
+        place.paused(run_id, seconds=RUN_SECONDS)
+    form.shows_state("Paused")
     form.shot("2-paused")
     # Reviewed before anything exists.
     assert len(place.records()) == before
@@ -117,12 +119,13 @@ def test_an_approved_plan_goes_on_to_a_served_model(place, form) -> None:
     form.choose(dialog, "approve")
     form.shot("4-approve")
     form.resume(dialog)
-    form.shows_log("evaluated: accuracy=", seconds=RUN_SECONDS)
+    with form.left():
+        place.over(run_id, seconds=RUN_SECONDS)
+    form.shows_log("evaluated: accuracy=")
     form.shot("5-logs")
-    form.shows_state("Completed", seconds=RUN_SECONDS)
+    form.shows_state("Completed")
     form.shot("6-completed")
 
-    place.over(run_id, seconds=10)
     found = form.artifacts()
     form.shot("7-artifacts")
     assert_rendered(form, found)
@@ -136,13 +139,17 @@ def test_a_rejected_plan_creates_nothing(place, form) -> None:
     before = len(place.records())
     form.field("approve").click()
     run_id, _ = form.submit()
-    form.shows_state("Paused", seconds=RUN_SECONDS)
+    with form.left():
+        place.paused(run_id, seconds=RUN_SECONDS)
+    form.shows_state("Paused")
     dialog = form.ask_to_resume()
     form.choose(dialog, "reject")
     dialog.get_by_label("Note (Optional)").fill("not before Monday")
     form.shot("reject")
     form.resume(dialog)
-    form.shows_state("NotApproved", seconds=RUN_SECONDS)
+    with form.left():
+        place.over(run_id, seconds=RUN_SECONDS)
+    form.shows_state("NotApproved")
     form.shot("rejected")
     assert "not before Monday" in place.over(run_id, seconds=10)["state"]["message"]
     assert len(place.records()) == before
