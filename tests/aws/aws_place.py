@@ -93,6 +93,11 @@ class Account:
             )  # fmt: skip
         return self._clients[service, region]
 
+    def answered_badly(self, since: int) -> list[str]:
+        """What was not carried out well after the first `since` requests, for who asks why a test failed."""
+        badly = [each for each in self.aws.proxy.log if each.request > since and each.phase in {"executed", "dropped"}]
+        return [f"{each.request} {each.operation} {each.phase} {each.status}" for each in badly if each.status != 200]
+
     def running(self, region: str = "") -> dict[str, dict[str, str]]:
         """Every instance that has not ended, in all regions or in one: its tags by its id."""
         return {
@@ -210,8 +215,9 @@ class House:
 
     def says(self, *words: str, **env: str) -> Any:
         """Run a verb that has to succeed; its JSON."""
+        since = self.account.aws.proxy.requests
         done = self.cli(*words, "--json", **env)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{done.stderr}\nasked: {self.account.answered_badly(since)}"
         return json.loads(done.stdout)
 
     def refuses(self, *words: str, code: int = 1, **env: str) -> str:
