@@ -112,13 +112,18 @@ def own_region() -> str:
 
     Raises:
         InvalidInput: it names none.
+        MlinfraError: it cannot be read.
     """
     for variable in ("AWS_REGION", "AWS_DEFAULT_REGION"):
         if os.environ.get(variable):
             return os.environ[variable]
     import botocore.session
+    from botocore.exceptions import BotoCoreError
 
-    found = botocore.session.Session().get_config_variable("region")
+    try:
+        found = botocore.session.Session().get_config_variable("region")
+    except BotoCoreError as error:  # a profile that is none
+        raise refused(error, "reading the configuration of AWS") from error
     if not found:
         raise InvalidInput("AWS_REGION", "no region is configured", "Set AWS_REGION, or name one with --region.")
     return str(found)

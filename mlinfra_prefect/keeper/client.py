@@ -126,14 +126,16 @@ def release(context: Context, record_id: str, *, reason: str, drain: bool = True
     """
     record = begin_release(context, context.record(record_id).id, reason=reason, drain=drain)
     killpoint("after-release-mark", context.home.root)
-    if record.platform != "local":
-        # What was lent before may have expired.
-        cloud_access.lend(context.home, os.environ, cloud_access.account_here)
-    if record.state is not State.RELEASED:
-        try:
-            have_kept(context, record)
-        finally:
-            _stop_meter(context, record)
+    try:
+        if record.platform != "local":
+            # What was lent before may have expired.
+            cloud_access.lend(context.home, os.environ, cloud_access.account_here)
+    finally:
+        if record.state is not State.RELEASED:
+            try:
+                have_kept(context, record)
+            finally:
+                _stop_meter(context, record)
     CLIENT.let_go(record.id)
     return record
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -80,8 +81,11 @@ def _log_in(context: Context, account: str) -> None:
     context.login.as_itself()
     if not context.login.own:
         context.login.as_client_of(account)
-    if not account or cloud_access.account_here() == account:
+    if not account:
         return
+    with suppress(MlinfraError):  # its own may have expired, or be none, and a client's be good
+        if cloud_access.account_here() == account:
+            return
     context.login.as_client_of(account)
     if (mine := cloud_access.account_here()) != account:
         raise PermanentError(

@@ -59,7 +59,9 @@ def due_at(record: KeptRecord) -> float | None:
     if record.state in {State.RELEASING, State.STUCK}:
         return (record.retry_at or record.created_at).timestamp()
     if record.state is not State.READY:
-        return (record.retry_at or record.created_at).timestamp()
+        begins = (record.retry_at or record.created_at).timestamp()
+        kept = record.keep_until if isinstance(record, LeaseRecord) else None
+        return begins if kept is None else min(begins, kept.timestamp())
     if isinstance(record, EndpointRecord):
         if record.current is None:
             return empty_until(record)

@@ -305,6 +305,9 @@ def _advance(context: Context, record: KeptRecord) -> KeptRecord:
         if record.deadline is not None and now >= record.deadline:
             reason = "its hard deadline passed before it was ready"
             return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation)
+        if isinstance(record, LeaseRecord) and record.keep_until is not None and now >= record.keep_until:
+            reason = "its keep minutes are over, and it was not ready"
+            return begin_release(context, record.id, reason=reason, drain=False, generation=record.generation)
         if isinstance(record, RolloutRecord):
             enter(context, record)  # its client may have been killed between the two writes
         return provision(context, record)

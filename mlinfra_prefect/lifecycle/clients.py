@@ -62,7 +62,8 @@ def last_heard(record: KeptRecord, now: datetime) -> Client:
     """
     client = record.client
     seen = client.process is None or client.heartbeat_at is not None or is_here(client.process)
-    if seen or not record.live or record.renewed_until >= now:
+    # An endpoint is never renewed, so nothing follows from that.
+    if seen or isinstance(record, EndpointRecord) or not record.live or record.renewed_until >= now:
         return client
     return client.revised(heartbeat_at=record.renewed_until - timedelta(seconds=TTL_SECONDS))
 

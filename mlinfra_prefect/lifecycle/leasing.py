@@ -23,7 +23,7 @@ from mlinfra_prefect.lifecycle.budget import refuse_beyond_cap, worst_case_usd
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.planning import admitted, choose_offer
-from mlinfra_prefect.local.process import is_provably_dead
+from mlinfra_prefect.local.process import is_here, is_provably_dead
 from mlinfra_prefect.model.environment import longest_life_seconds
 from mlinfra_prefect.model.lease import Client, LeaseRecord
 from mlinfra_prefect.model.names import lease_base, lease_id
@@ -128,7 +128,7 @@ def ask(
         rounds = ledger.rounds(key.base)
         last = rounds[-1].record if rounds else None
         if isinstance(last, LeaseRecord) and last.live:
-            if last.request_hash != request.hash:
+            if last.request.hash != request.hash:  # reckoned here: what an older version wrote knows fewer fields
                 _refuse_held(context, last, client, is_dead)
                 why = "a retry of its run asks for something else"
                 (give_back or partial(_mark_releasing, context))(last.id, why)
@@ -215,8 +215,11 @@ def _refuse_held(
     """Leave a lease to its client while that lives."""
     before = record.client
     now = context.ledger.now()
-    silent = before.kind == "flow_run" and before.heartbeat_at is not None and is_silent(before.heartbeat_at, now)
-    gone = before.ended_at is not None or before.lost_at is not None or record.renewed_until < now or silent
+    beats = before.heartbeat_at is not None and not is_silent(before.heartbeat_at, now)
+    silent = before.kind == "flow_run" and before.heartbeat_at is not None and not beats
+    # Nobody renews while no keeper may take it over yet; a client that beats lives all the same.
+    gone = before.ended_at is not None or before.lost_at is not None or silent
+    gone = gone or (record.renewed_until < now and not beats)
     if before.process and before.process != client.process and not gone and not is_dead(before.process):
         raise LeaseHeld(
             f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "
@@ -244,8 +247,15 @@ def _adopt(
         if not record.live:
             return None
         _refuse_held(context, record, client, is_dead)
-        # Whatever was decided because the former client was lost is void: the lease has a client again.
-        return record.revised(client=client, owner=owner, keep_until=None, reason="")
+        # Whatever was decided because the former client was lost is void: the lease has a client again. Its keeper may
+        # be a lost host's, and renew for nobody: then the client says itself that it lives.
+        now = context.ledger.now()
+        strange = record.keeper is not None and not is_here(record.keeper.process)
+        mine = client.revised(heartbeat_at=now) if strange and client.kind != "none" else client
+        return record.revised(
+            client=mine, owner=owner, keep_until=None, reason="" if record.retry_at is None else record.reason,
+            renewed_until=min(now + timedelta(seconds=TTL_SECONDS), record.deadline),
+        )  # fmt: skip
 
     adopted = revise(context.ledger, last.id, change, actor=context.actor, reason="adopted by a retry of the same run")
     return adopted if isinstance(adopted, LeaseRecord) and adopted.live else None

@@ -62,12 +62,13 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
     platform = context.platform(record.platform)
     while record.state in {State.REQUESTED, State.PROVISIONING}:
         record = look_at_client(context, record)
-        if not record.live or waits(record, context.ledger.now()):
+        now = context.ledger.now()
+        if not record.live or waits(record, now) or (record.deadline is not None and now >= record.deadline):
             break
         attempt = record.attempt
         try:
             if attempt is None or is_past(platform, attempt):
-                record = _begin_attempt(context, record, problem)
+                record, problem = _begin_attempt(context, record, problem), None
                 fresh = len(record.attempts)
                 killpoint("after-attempt", context.home.root)
             elif attempt.state is AttemptState.PLANNED:
@@ -89,7 +90,7 @@ def provision(context: Context, record: KeptRecord) -> KeptRecord:
 def _begin_attempt(context: Context, record: KeptRecord, problem: MlinfraError | None) -> KeptRecord:
     """Add the next attempt; where nothing more is tried now, wait, or leave the record `releasing`."""
     if len(tried(record)) >= context.platform(record.platform).most_attempts:
-        why = problem or _interrupted(record)
+        why = problem or _last_word(record)
     else:
         try:
             return _add_attempt(context, record, *_next_rung(context, record))
@@ -110,7 +111,12 @@ def fail(context: Context, record: KeptRecord, problem: MlinfraError) -> KeptRec
     return begin_release(context, record.id, reason=text, drain=False, error=error, generation=record.generation)
 
 
-def _interrupted(record: KeptRecord) -> MlinfraError:
+def _last_word(record: KeptRecord) -> MlinfraError:
+    """Why the last attempt failed, where the operation that met it is gone."""
+    last = tried(record)[-1]
+    if ladder.lacked(last):
+        kind, _, text = last.outcome.partition(": ")
+        return next(error for error in ladder.ENDS if error.__name__ == kind)(text)
     return KeeperUnavailable(f"The keeper was ended in each of {len(record.attempts)} attempts before anything was up.")
 
 
@@ -284,6 +290,10 @@ def _abandon(context: Context, record: KeptRecord, attempt: Attempt) -> KeptReco
     if attempt.state is AttemptState.RELEASED:
         return record
     if context.platform(record.platform).destroys_later:
+        if not attempt.outcome:  # without one it would count as still being given back (`is_past`), for ever
+            outcome = f"{KeeperUnavailable.__name__}: the operation that made it was ended."
+            why = f"attempt {attempt.number}: {outcome}"
+            record = mark_attempt(context, record, attempt.number, why, outcome=outcome)
         return stop_attempt(context, record, attempt.number)
     return release_attempt(context, record, attempt.number)
 

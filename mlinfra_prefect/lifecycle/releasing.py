@@ -69,6 +69,8 @@ def release_pass(context: Context, record: KeptRecord) -> KeptRecord:
         return _failed(context, record, "; ".join(dict.fromkeys(problems)))
     if isinstance(record, LeaseRecord) and record.jobs:
         record = current(context, record)  # what could not be kept was noted since
+        if isinstance(record, LeaseRecord) and _unended(record):
+            return _failed(context, record, "what became of its jobs could not be written down")
     for attempt in record.attempts:
         context.platform(record.platform).tidy(record, attempt)
     killpoint("before-receipt", context.home.root)

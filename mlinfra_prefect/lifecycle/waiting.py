@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime, timedelta
+from typing import Any
 
-from mlinfra_prefect.errors import LeaseLost, MlinfraError
-from mlinfra_prefect.ledger import KeptRecord
+from mlinfra_prefect.errors import LeaseLost, MlinfraError, TemporaryError
+from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.ladder import ENDS
-from mlinfra_prefect.lifecycle.marking import mark
+from mlinfra_prefect.lifecycle.ladder import ENDS, tried
 from mlinfra_prefect.lifecycle.releasing import release_attempt
 from mlinfra_prefect.model.lease import AttemptState, Kept, LeaseRecord
 from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES
 
 SHORTEST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 1800.0
@@ -40,28 +41,52 @@ def next_round(record: Kept, problem: MlinfraError, now: datetime) -> datetime |
         problem: why its last round ended.
         now: on the ledger's clock.
     """
-    if not isinstance(record, LeaseRecord) or type(problem) not in ENDS or len(record.attempts) >= MOST_ATTEMPTS:
+    if not isinstance(record, LeaseRecord) or len(record.attempts) >= MOST_ATTEMPTS:
+        return None
+    # A round that could not even ask is none: who waits for hours meets a throttle or a broken line some time.
+    unasked = isinstance(problem, TemporaryError) and record.retry_at is not None and not tried(record)
+    if type(problem) not in ENDS and not unasked:
         return None
     last = record.created_at + timedelta(minutes=record.request.wait_minutes)
+    if record.keep_until is not None:  # its client is gone: nobody waits any longer than that
+        last = min(last, record.keep_until)
     pause = PAUSE_SHARE * (now - record.created_at).total_seconds()
     at = now + timedelta(seconds=min(max(pause, SHORTEST_PAUSE_SECONDS), LONGEST_PAUSE_SECONDS))
     # What is left of the wait is not thrown away because a pause would be longer.
     at = min(at, max(last, now + timedelta(seconds=SHORTEST_PAUSE_SECONDS)))
-    return at if at <= min(last, record.deadline) else None
+    return at if at <= last else None
+
+
+def life_ends(record: LeaseRecord) -> datetime:
+    """When a lease's time is over, were money no matter. Pure."""
+    return record.created_at + timedelta(minutes=record.request.max_minutes or DEFAULT_MAX_MINUTES)
 
 
 def wait(context: Context, record: KeptRecord, problem: MlinfraError, until: datetime) -> KeptRecord:
     """Note that the next round begins `until` then, and why; what earlier rounds left is destroyed meanwhile.
 
+    What dear rungs made of the deadline is void: the next attempt reckons it from its own price (rule R5).
+
     Raises:
         LeaseLost: a newer keeper took the record over.
     """
     why = " ".join(problem.message.split())
-    record = mark(
-        context, record, f"waits for a machine until {until:%H:%M:%S} UTC: {why}",
-        retry_at=until, waited_after=len(record.attempts),
-        reason=as_line(f"it waits for a machine; the next look is at {until:%H:%M:%S} UTC. {why}"),
+    changes: dict[str, Any] = {
+        "retry_at": until, "waited_after": len(record.attempts),
+        "reason": as_line(f"it waits for a machine; the next look is at {until:%H:%M:%S} UTC. {why}"),
+    }  # fmt: skip
+    if isinstance(record, LeaseRecord):
+        changes["deadline"] = life_ends(record)
+
+    def change(now: KeptRecord) -> KeptRecord | None:
+        return now.revised(**changes) if now.live else None  # somebody may have begun its release meanwhile
+
+    record = revise(
+        context.ledger, record.id, change, actor=context.actor, reason=as_line(f"waits for a machine: {why}"),
+        generation=record.generation,
     )  # fmt: skip
+    if not record.live:
+        return record
     context.tell(record)
     looks = context.platform(record.platform).late_looks
     settled = context.ledger.now() - timedelta(seconds=max(looks, default=0.0))

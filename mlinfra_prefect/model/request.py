@@ -23,6 +23,8 @@ DEFAULT_MAX_MINUTES = 60
 MAX_MINUTES = 60 * 24 * 30
 """No lease lives longer than 30 days; longer work resumes from a checkpoint."""
 MAX_WAIT_MINUTES = 60 * 24
+LONGEST_WAIT_SHARE = 0.75
+"""Of a life: a machine that came at its end would be given back before it was of use."""
 MAX_USD = 1e6
 MAX_HOURLY_USD = 1e5
 """Above these a number is a typing error."""
@@ -123,8 +125,11 @@ class TrainingRequest(Record):
     @classmethod
     def _wait_leaves_time(cls, value: int, info: ValidationInfo) -> int:
         life = info.data.get("max_minutes") or DEFAULT_MAX_MINUTES
-        if value >= life:
-            raise ValueError(f"must be less than max_minutes, which is {life}: the wait is part of its life")
+        if value > life * LONGEST_WAIT_SHARE:
+            most = int(life * LONGEST_WAIT_SHARE)
+            raise ValueError(
+                f"may be {most} with max_minutes={life}: the wait is part of its life, and has to leave some"
+            )
         return value
 
     @field_validator("keep_minutes")

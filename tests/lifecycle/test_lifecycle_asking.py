@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from mlinfra_prefect.errors import LeaseHeld
+from mlinfra_prefect.ledger import KeptRecord, revise
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.leasing import Asked, Key, ask
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.releasing import release_pass
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import Client, LeaseRecord, State
+from mlinfra_prefect.model.lease import Client, Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import Owner, ProcessIdentity
 from mlinfra_prefect.model.request import TrainingRequest
 
@@ -64,6 +66,24 @@ def test_a_live_clients_lease_is_never_taken_nor_given_back(context: Context) ->
         with pytest.raises(LeaseHeld, match="alive or cannot be proven dead"):
             asks(context, 2, dead=False, max_minutes=minutes)
     assert context.lease(first.record.id) == first.record
+
+
+def test_who_adopts_the_lease_of_a_lost_host_says_that_it_lives(context: Context) -> None:
+    """Nobody may take the record over for a while yet, so nobody renews it; another runner must not adopt it again."""
+    first = asks(context, 1, dead=False)
+    lost = Keeper(place="process", process=ProcessIdentity(host="there", boot="another boot", pid=7, start_time="1"))
+
+    def silent(now: KeptRecord) -> KeptRecord:
+        return now.revised(keeper=lost, renewed_until=context.ledger.now() - timedelta(seconds=1))
+
+    revise(context.ledger, first.record.id, silent, actor="test", reason="its host is gone")
+    again = asks(context, 2, dead=False)
+    assert (again.adopted, again.record.id) == (True, first.record.id)
+    assert again.record.renewed_until > context.ledger.now()
+    assert again.record.client.heartbeat_at is not None
+    revise(context.ledger, first.record.id, silent, actor="test", reason="still nobody renews")
+    with pytest.raises(LeaseHeld, match="alive or cannot be proven dead"):
+        asks(context, 3, dead=False)
 
 
 def test_the_record_names_the_clients_interpreter(context: Context) -> None:

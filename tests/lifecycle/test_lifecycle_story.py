@@ -93,6 +93,22 @@ def test_provisioning_goes_on_after_a_crash(
     assert gone(context, ready).state is State.RELEASED
 
 
+def test_where_the_rest_goes_later_an_interrupted_apply_is_the_next_attempt_too(
+    context: Context, asked: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody was left to say why the attempt failed; that must not keep the next one from beginning."""
+    monkeypatch.setattr(LocalPlatform, "destroys_later", True)
+    record = asked()
+    with monkeypatch.context() as patch:
+        patch.setattr(Stack, "apply", crash)
+        with pytest.raises(Crash):
+            provision(context, record)
+    ready = provision(context, context.record(record.id))
+    assert [each.state for each in ready.attempts] == [AttemptState.RELEASING, AttemptState.UP]
+    assert ready.attempts[0].outcome.startswith("KeeperUnavailable: ")
+    assert gone(context, ready).state is State.RELEASED
+
+
 @pytest.mark.parametrize("step", ["_drain", "_stop_meter", "_destroy", "_sweep", "write_receipt"])
 def test_release_goes_on_after_a_crash(
     context: Context, asked: Ask, monkeypatch: pytest.MonkeyPatch, step: str

@@ -16,9 +16,10 @@ from mlinfra_prefect.errors import (
     NodeLost,
     PermanentError,
     QuotaExceeded,
+    TemporaryError,
 )
 from mlinfra_prefect.keeper.desk import card_of
-from mlinfra_prefect.lifecycle import waiting
+from mlinfra_prefect.lifecycle import provisioning, waiting
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.marking import begin_release
 from mlinfra_prefect.lifecycle.provisioning import provision
@@ -56,7 +57,7 @@ def test_the_pauses_grow_and_the_last_round_is_at_the_end_of_the_wait(now: float
 
 def test_a_long_wait_asks_each_half_hour() -> None:
     """At the most."""
-    assert waiting.next_round(lease(900), NONE_LEFT, after(300)) == after(330)
+    assert waiting.next_round(lease(700), NONE_LEFT, after(300)) == after(330)
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,10 @@ def test_only_what_may_come_back_is_waited_for(problem: MlinfraError, waits: boo
     assert (waiting.next_round(lease(), problem, after(1)) is not None) is waits
 
 
-def test_neither_past_its_deadline_nor_without_end_nor_unasked() -> None:
-    """The wait is part of its life, and each round leaves stacks behind."""
-    assert waiting.next_round(lease(deadline=after(1.2)), NONE_LEFT, after(1)) is None
+def test_neither_without_end_nor_unasked_nor_for_nobody() -> None:
+    """Each round leaves stacks behind; and where the client is gone, its keep minutes are the end."""
+    assert waiting.next_round(lease(keep_until=after(5)), NONE_LEFT, after(4.4)) == after(5)
+    assert waiting.next_round(lease(keep_until=after(5)), NONE_LEFT, after(4.6)) is None
     attempts = tuple(sample_attempt(number) for number in range(1, waiting.MOST_ATTEMPTS + 1))
     assert waiting.next_round(lease(attempts=attempts), NONE_LEFT, after(1)) is None
     assert waiting.next_round(lease(0), NONE_LEFT, after(0)) is None
@@ -81,11 +83,20 @@ def test_neither_past_its_deadline_nor_without_end_nor_unasked() -> None:
 
 def test_a_wait_that_leaves_no_time_for_a_training_is_refused() -> None:
     """Naming the field, before anything is written."""
-    with pytest.raises(InvalidInput, match=r"wait_minutes: must be less than max_minutes, which is 60"):
-        parsed(TrainingRequest, {"wait_minutes": 60})
+    with pytest.raises(InvalidInput, match=r"wait_minutes: may be 45 with max_minutes=60: the wait is part"):
+        parsed(TrainingRequest, {"wait_minutes": 46})
     with pytest.raises(InvalidInput, match="wait_minutes"):
-        TrainingRequest(max_minutes=90, wait_minutes=80).merged({"max_minutes": 70})
-    assert TrainingRequest(max_minutes=90, wait_minutes=89).wait_minutes == 89
+        TrainingRequest(max_minutes=100, wait_minutes=75).merged({"max_minutes": 90})
+    assert TrainingRequest(max_minutes=100, wait_minutes=75).wait_minutes == 75
+
+
+def test_a_round_that_could_not_even_ask_is_no_end_of_the_wait() -> None:
+    """A throttle after hours; but the first round has to be able to ask, and what failed after a try is told."""
+    waits = lease(retry_at=after(1), waited_after=1, attempts=(sample_attempt(1),))
+    assert waiting.next_round(waits, TemporaryError("throttled"), after(2)) == after(3)
+    assert waiting.next_round(lease(), TemporaryError("throttled"), after(2)) is None
+    tried = waits.revised(attempts=(sample_attempt(1), sample_attempt(2)))
+    assert waiting.next_round(tried, TemporaryError("throttled"), after(2)) is None
 
 
 # --- what ------------------------------------------------------------------------------------------------------------
@@ -148,3 +159,52 @@ def test_after_its_wait_it_is_given_up_with_the_reason(
     after_all = provision(context, asked(wait_minutes=1))
     assert (after_all.state, after_all.error) == (State.RELEASING, "CapacityUnavailable")
     assert release_pass(context, after_all).state is State.RELEASED
+
+
+def test_a_release_that_begins_while_a_round_ends_is_not_written_over(
+    context: Context, asked: Ask, scarce: list[MlinfraError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Looking for the next offer takes seconds, in which a client may say that it wants nothing any more."""
+    scarce += [NONE_LEFT]
+    record = asked(wait_minutes=2)
+    rung = provisioning._next_rung
+
+    def asks(here: Context, found: LeaseRecord) -> Any:
+        if found.attempts:
+            begin_release(here, found.id, reason="changed my mind")
+        return rung(here, found)
+
+    monkeypatch.setattr(provisioning, "_next_rung", asks)
+    going = provision(context, record)
+    assert (going.state, going.reason, going.retry_at) == (State.RELEASING, "changed my mind", None)
+    assert release_pass(context, going).state is State.RELEASED
+
+
+def test_what_was_kept_for_a_client_that_is_gone_is_given_up_in_time(
+    context: Context, asked: Ask, scarce: list[MlinfraError]
+) -> None:
+    """Its keep minutes count while it waits, too: nothing is rented for nobody."""
+    scarce += [NONE_LEFT]
+    record = provision(context, asked(wait_minutes=2))
+    kept = record.revised(keep_until=context.ledger.now(), retry_at=context.ledger.now() + timedelta(minutes=1))
+    card = card_of(kept, context.home)
+    assert card is not None
+    assert card.due == pytest.approx(time.time(), abs=2)
+    begin_release(context, record.id, reason="done")
+    assert release_pass(context, context.record(record.id)).state is State.RELEASED
+
+
+def test_a_dear_rung_that_had_nothing_does_not_shorten_the_life(
+    context: Context, asked: Ask, scarce: list[MlinfraError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it would have cost was not spent."""
+    scarce += [NONE_LEFT]
+    record = asked(wait_minutes=2)
+    soon = record.created_at + timedelta(minutes=1)
+    rung = provisioning._next_rung
+    monkeypatch.setattr(provisioning, "_next_rung", lambda *given: (rung(*given)[0], soon))
+    waits = provision(context, record)
+    assert waits.retry_at is not None
+    assert waits.deadline == record.created_at + timedelta(minutes=5)
+    begin_release(context, record.id, reason="done")
+    assert release_pass(context, context.record(record.id)).state is State.RELEASED
