@@ -79,15 +79,11 @@ def _log_in(context: Context, account: str) -> None:
         MlinfraError: AWS does not say whose the login is.
     """
     context.login.as_itself()
-    if not context.login.own:
-        context.login.as_client_of(account)
-    if not account:
-        return
     with suppress(MlinfraError):  # its own may have expired, or be none, and a client's be good
-        if cloud_access.account_here() == account:
+        if context.login.own and account in {"", cloud_access.account_here()}:
             return
     context.login.as_client_of(account)
-    if (mine := cloud_access.account_here()) != account:
+    if account and (mine := cloud_access.account_here()) != account:
         raise PermanentError(
             f"This login is of account {mine}: nothing in account {account} can be seen.",
             f"Log in to account {account} and ask for a lease, release one, or reap.",

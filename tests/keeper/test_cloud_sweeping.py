@@ -438,19 +438,23 @@ def test_a_terraform_that_runs_is_waited_for(account: Account, context: Context,
     assert account.running() == {}
 
 
+@pytest.mark.parametrize("own", [{}, {"AWS_REGION": REGION}, {"AWS_REGION": REGION, "AWS_PROFILE": "none"}])
 def test_a_reaper_without_a_login_uses_the_one_of_its_home(
-    account: Account, context: Context, house: House, write: Write, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Cron knows no credentials; the latest client of the home had some."""
+    account: Account, context: Context, house: House, write: Write, sweep: Sweep, monkeypatch: pytest.MonkeyPatch,
+    own: dict[str, str],
+) -> None:  # fmt: skip
+    """Cron knows no credentials, or none that are good; the latest client of the home had some."""
     record = write(state=State.RELEASED)
     account.plant(marks(record))
     cloud_access.lend(house.home, os.environ, cloud_access.account_here)
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
     context.login = cloud_access.Login(house.home, os.environ)
     sweep()
     assert account.running() == {}
-    assert cloud_access.variables() == {}, "what it borrowed it has given back"
+    assert cloud_access.variables() == own, "what it borrowed it has given back"
 
 
 def test_each_account_is_looked_at_with_its_own_login(
