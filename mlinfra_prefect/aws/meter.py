@@ -86,8 +86,8 @@ def stop(
 
 def stop_late(
     clients: Clients, region: str, *, ledger_id: str, lease_id: str, attempts: Collection[int], spot: bool
-) -> tuple[kinds.Thing, ...]:
-    """Tell machines of some attempts to end that appeared after `stop`, and return them. Idempotent; waits for nothing.
+) -> tuple[tuple[kinds.Thing, ...], NotYetDestroyed | None]:
+    """Tell machines of some attempts to end that appeared after `stop`. Idempotent; waits for nothing.
 
     One call for all of them where nothing has appeared, and two where spot machines were asked for. What the lease's
     other attempts have is seen, and left alone.
@@ -100,8 +100,8 @@ def stop_late(
         attempts: their numbers.
         spot: whether any of them asked for spot machines, so that a request may still launch one.
 
-    Raises:
-        NotYetDestroyed: something could not be told to end, or not be looked for; the rest was ended all the same.
+    Returns:
+        What was told to end, and what stood in the way: something could not be told to end, or not be looked for.
     """
     client, selection = clients("ec2", region), tags.of_lease(ledger_id, lease_id)
     problems: dict[str, Refused] = {}
@@ -119,9 +119,8 @@ def stop_late(
     machines = living(kinds.INSTANCE)
     refused = ending.terminate(client, [each.id for each in machines])
     problems |= {f"instance {id_}": why for id_, why in refused.items()}
-    if problems:
-        raise _may_run_on(lease_id, region, problems)
-    return tuple(machines)
+    ended = tuple(each for each in machines if each.id not in refused)
+    return ended, _may_run_on(lease_id, region, problems) if problems else None
 
 
 def _may_run_on(whose: str, region: str, problems: dict[str, Refused]) -> NotYetDestroyed:

@@ -41,7 +41,7 @@ from mlinfra_prefect.aws.node import BucketNode, NoNode
 from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, link, refused
 from mlinfra_prefect.aws.training_only import TrainingOnly, not_served
-from mlinfra_prefect.errors import InvalidInput, NodeLost, PermanentError
+from mlinfra_prefect.errors import InvalidInput, NodeLost, NotYetDestroyed, PermanentError
 from mlinfra_prefect.model.endpoint import KeptRecord
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
@@ -49,7 +49,7 @@ from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
 from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
-from mlinfra_prefect.model.stack import Found, Late, StackInput
+from mlinfra_prefect.model.stack import Found, Late, PartlyEnded, StackInput
 
 AGENT_URL_SECONDS = 3600
 """For how long a node that boots may fetch the agent's archive."""
@@ -335,13 +335,17 @@ class AwsPlatform(TrainingOnly):
         """End the machines of these attempts that appeared late. One call for each region, two where it was spot."""
         self.check_login(record)
         found: list[Late] = []
+        problem: NotYetDestroyed | None = None
         for region in dict.fromkeys(each.offer.region for each in attempts):
             there = [each for each in attempts if each.offer.region == region]
-            ended = meter.stop_late(
+            ended, refused_there = meter.stop_late(
                 client, region, ledger_id=record.ledger_id, lease_id=record.id,
                 attempts={each.number for each in there}, spot=any(each.offer.market == "spot" for each in there),
             )  # fmt: skip
             found += [Late(each.marks.attempt or 0, each.id, _moment(each.created)) for each in ended]
+            problem = problem or refused_there
+        if problem is not None:
+            raise PartlyEnded(problem.message, problem.remedy, found=tuple(found))
         return tuple(found)
 
     def sweep(self, record: KeptRecord) -> Search:

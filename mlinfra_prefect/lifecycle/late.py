@@ -16,7 +16,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model import metering
 from mlinfra_prefect.model.lease import Attempt, AttemptState, Kept
 from mlinfra_prefect.model.names import as_line
-from mlinfra_prefect.model.stack import Late
+from mlinfra_prefect.model.stack import Late, PartlyEnded
 
 
 def given_up(record: Kept) -> tuple[Attempt, ...]:
@@ -54,22 +54,33 @@ def end_late(context: Context, record: KeptRecord, attempts: Sequence[Attempt]) 
     """
     if not attempts:
         return record
-    found = context.platform(record.platform).end_late(record, attempts)
+    problem: PartlyEnded | None = None
+    try:
+        found = context.platform(record.platform).end_late(record, attempts)
+    except PartlyEnded as partly:
+        found, problem = partly.found, partly
+        if not found:
+            raise
     moment, numbers = context.ledger.now(), {each.number for each in attempts}
 
     def change(now: KeptRecord) -> KeptRecord:
         return now.revised(
-            attempts=tuple(_looked(a, found, moment) if a.number in numbers else a for a in now.attempts)
+            attempts=tuple(
+                _looked(a, found, moment, whole=problem is None) if a.number in numbers else a for a in now.attempts
+            )
         )
 
     told = ", ".join(f"{each.id} of attempt {each.attempt}" for each in found)
     reason = f"appeared late, and ended: {told}" if told else "nothing of the attempts before has appeared"
-    return revise(
+    record = revise(
         context.ledger, record.id, change, actor=context.actor, reason=as_line(reason), generation=record.generation
     )
+    if problem is not None:
+        raise problem
+    return record
 
 
-def _looked(attempt: Attempt, found: Sequence[Late], moment: datetime) -> Attempt:
+def _looked(attempt: Attempt, found: Sequence[Late], moment: datetime, *, whole: bool) -> Attempt:
     # Another process may have looked in the same moment: a machine is counted once.
     new = [each for each in found if each.attempt == attempt.number and each.id not in attempt.nodes]
     began = attempt.stopped_at or moment  # what ran before that has been reckoned already
@@ -77,5 +88,7 @@ def _looked(attempt: Attempt, found: Sequence[Late], moment: datetime) -> Attemp
         metering.cost_usd(max(each.launched_at or began, began), moment, attempt.offer.usd_per_hour) for each in new
     )
     return attempt.revised(
-        looked_at=moment, nodes=(*attempt.nodes, *(each.id for each in new)), late_usd=attempt.late_usd + cost
+        looked_at=moment if whole else attempt.looked_at,
+        nodes=(*attempt.nodes, *(each.id for each in new)),
+        late_usd=attempt.late_usd + cost,
     )

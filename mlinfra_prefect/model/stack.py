@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from mlinfra_prefect.errors import NotYetDestroyed
 from mlinfra_prefect.model.offer import Offer
 
 
@@ -44,6 +45,14 @@ class Late:
     attempt: int
     id: str
     launched_at: datetime | None = None
+
+
+class PartlyEnded(NotYetDestroyed):
+    """As `NotYetDestroyed`; `found` was ended all the same, and has to be reckoned with."""
+
+    def __init__(self, message: str, remedy: str = "", *, found: tuple[Late, ...] = ()) -> None:
+        super().__init__(message, remedy)
+        self.found = found
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,9 +215,11 @@ def test_many_that_nobody_knows_are_dropped_by_name():
 
 
 def late(account: Account, *attempts: int, spot: bool = False) -> list[str]:
-    found = meter.stop_late(
+    found, problem = meter.stop_late(
         account.clients, REGION, ledger_id=LEDGER, lease_id=LEASE, attempts=set(attempts), spot=spot
     )
+    if problem is not None:
+        raise problem
     return [each.id for each in found]
 
 

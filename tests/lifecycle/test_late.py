@@ -16,7 +16,7 @@ from mlinfra_prefect.lifecycle import late
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.local.platform import LocalPlatform
 from mlinfra_prefect.model.lease import Attempt, AttemptState, LeaseRecord, State
-from mlinfra_prefect.model.stack import Late
+from mlinfra_prefect.model.stack import Late, PartlyEnded
 from mlinfra_prefect.testing.records import MOMENT, path_to, sample_attempt, sample_lease, sample_offer
 
 LOOKS = (30.0, 60.0, 120.0)
@@ -72,13 +72,13 @@ def test_on_this_host_nothing_is_late() -> None:
 class Cloud:
     """Says what appeared, or that it cannot."""
 
-    def __init__(self, *found: Late) -> None:
-        self.found, self.asked = found, []  # type: ignore[var-annotated]
+    def __init__(self, *found: Late, blind: bool = False) -> None:
+        self.found, self.blind, self.asked = found, blind, []  # type: ignore[var-annotated]
 
     def end_late(self, _: Any, attempts: Any) -> tuple[Late, ...]:
         self.asked.append([each.number for each in attempts])
-        if not self.found:
-            raise NotYetDestroyed("nobody can look")
+        if self.blind or not self.found:
+            raise PartlyEnded("nobody can look everywhere", found=self.found)
         return self.found
 
 
@@ -131,6 +131,17 @@ def test_a_look_that_failed_was_none(ledger: SqliteLedger) -> None:
         late.end_late(story(ledger, Cloud()), record, [record.attempts[0]])
     seen = ledger.read(record.id)
     assert seen is not None
+    assert late.due(seen.record, after(100), LOOKS)
+
+
+def test_what_was_ended_is_reckoned_also_where_not_all_could_be_looked_for(ledger: SqliteLedger) -> None:
+    """Its machine is going when the next look comes, and would be nobody's then."""
+    record = written(ledger, stopped(), LIVE)
+    with pytest.raises(NotYetDestroyed):
+        late.end_late(story(ledger, Cloud(Late(1, "i-1", after(40)), blind=True)), record, [record.attempts[0]])
+    seen = ledger.read(record.id)
+    assert seen is not None
+    assert seen.record.attempts[0].late_usd == pytest.approx(0.06)
     assert late.due(seen.record, after(100), LOOKS)
 
 
