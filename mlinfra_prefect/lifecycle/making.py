@@ -16,7 +16,7 @@ from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.errors import PlanRejected, PlanStale
 from mlinfra_prefect.lifecycle import environment_stacks as stacks
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.environment_stacks import Planned, Wanted
+from mlinfra_prefect.lifecycle.environment_stacks import Planned
 from mlinfra_prefect.lifecycle.proposal import Proposal, is_foreign
 from mlinfra_prefect.terraform import Stack
 
@@ -44,7 +44,7 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
         try:
             outputs[part.name] = stack.apply(deadline=time.time() + stacks.STACK_SECONDS).outputs
         except PlanStale as error:
-            raise _stale(wanted, shown) from error
+            raise _stale(shown) from error
     shared = outputs["shared"]
     made = AwsEnvironment(
         name=wanted.environment, account=account, home_region=wanted.regions[0],
@@ -72,14 +72,14 @@ def _as_shown(context: Context, proposal: Proposal, shown: Planned) -> Stack:
     if shown.saved:
         stack = stacks.opened(context, wanted, shown.part, proposal.account)
         if stack.saved_plan() != shown.saved:  # another `init` of this home has planned since
-            raise _stale(wanted, shown)
+            raise _stale(shown)
         return stack
     stack = stacks.prepared(context, wanted, shown.part, proposal.account)
     more = asks_for_more(shown, stacks.plan(stack, wanted, shown.part, keep=False))
     if more:
         raise PlanRejected(
             f"{shown.part.name}: now it needs more than what was agreed to: {', '.join(more)}. It was not applied.",
-            f"Run it again, and it shows all of it: mlinfra-prefect init aws --environment {wanted.environment}",
+            "Run the same command again: it shows all of it.",
         )
     return stack
 
@@ -100,10 +100,10 @@ def asks_for_more(shown: Planned, now: Planned) -> tuple[str, ...]:
     return tuple(more)
 
 
-def _stale(wanted: Wanted, shown: Planned) -> PlanStale:
+def _stale(shown: Planned) -> PlanStale:
     return PlanStale(
         f"{shown.part.name}: something changed since this was shown, so it was not applied.",
-        f"Run it again: mlinfra-prefect init aws --environment {wanted.environment}",
+        "Run the same command again.",
     )
 
 

@@ -318,7 +318,7 @@ def test_a_plan_that_another_init_has_replaced_is_not_applied(house: House, acco
     proposal = Proposal(Wanted("twice", (REGION,)), account.aws.account, (Planned(PART, {}, FREE, saved="0" * 64),))
     with (
         account.unchanged(),
-        pytest.raises(PlanStale, match="shared: something changed.* init aws --environment twice"),
+        pytest.raises(PlanStale, match="shared: something changed.*Run the same command again"),
     ):
         make(context, proposal)
     context.ledger.close()
