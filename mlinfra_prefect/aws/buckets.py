@@ -34,6 +34,25 @@ def exists(bucket: str, region: str) -> bool:
     return True
 
 
+def regions_of(prefix: str, region: str) -> tuple[str, ...] | None:
+    """How the names go on of this account's buckets that begin so; None: the login may not list them.
+
+    Args:
+        prefix: all of a name but the region that ends it.
+        region: any, to ask from.
+
+    Raises:
+        MlinfraError: AWS cannot be asked.
+    """
+    try:
+        names = [str(each["Name"]) for each in client("s3", region).list_buckets()["Buckets"]]
+    except Exception as error:
+        if code_of(error)[0] == "AccessDenied":
+            return None
+        raise refused(error, "listing buckets (s3:ListAllMyBuckets)") from error
+    return tuple(sorted(each.removeprefix(prefix) for each in names if each.startswith(prefix)))
+
+
 def check(bucket: str, region: str) -> None:
     """Refuse a state bucket that can lose or show what lies in it.
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from aws_place import REGION, SECOND, Account, House, context_of, house_in, usable
 
-from mlinfra_prefect.aws import buckets, environment as environments, tags
+from mlinfra_prefect.aws import buckets, environment as environments, shared_remains, tags
 from mlinfra_prefect.aws.sdk import client
 from mlinfra_prefect.errors import (
     InvalidInput,
@@ -25,7 +25,7 @@ from mlinfra_prefect.errors import (
 )
 from mlinfra_prefect.lifecycle.environment_stacks import Part, Planned, Wanted, place
 from mlinfra_prefect.lifecycle.making import asks_for_more, make
-from mlinfra_prefect.lifecycle.proposal import Proposal
+from mlinfra_prefect.lifecycle.proposal import Proposal, propose
 from mlinfra_prefect.lifecycle.unmaking import find, unmake
 from mlinfra_prefect.terraform import lock
 from mlinfra_prefect.terraform.idle_price import IdleLine, IdlePrice
@@ -465,3 +465,54 @@ def test_nothing_of_a_bucket_is_read_or_deleted_that_is_somebody_else_s(
         "ListObjectsV2", "HeadObject", "ListObjectVersions", "DeleteObjects", "DeleteBucket",
     }  # fmt: skip
     assert {params.get("ExpectedBucketOwner") for _, params in asked} == {house.account.aws.account}
+
+
+def test_a_name_that_the_account_has_in_another_region_is_refused_before_anything_is_made(
+    house: House, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Roles are the account's: a second environment of that name would get half of what it needs, and end the first."""
+    context, iam, role = context_of(house), account.client("iam"), "mlinfra-prefect-node-moved"
+    iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+    name = bucket(house, environments.state_bucket("moved", account.aws.account, REGION))
+    with account.unchanged():
+        with pytest.raises(
+            InvalidInput, match=f"'moved' of account .* is in {REGION}. Nothing.* Say --region {REGION} f"
+        ):
+            propose(context, Wanted("moved", (SECOND,)))
+        account.aws.fail("ListBuckets", status=403, code="AccessDenied", times=None)
+        with pytest.raises(InvalidInput, match="is in another region, as its roles say") as raised:
+            propose(context, Wanted("moved", (SECOND,)))
+        assert "delete" not in str(raised.value)
+        account.aws.clear_faults()
+    buckets.delete(name, REGION)
+    with account.unchanged(), pytest.raises(InvalidInput, match=f"its state bucket is gone, and {role} are there"):
+        propose(context, Wanted("moved", (SECOND,)))
+    iam.delete_role(RoleName=role)
+    context.ledger.close()
+
+
+def test_keys_policies_and_profiles_that_no_state_names_are_looked_for_too(house: House, account: Account) -> None:
+    """A Terraform that was killed before it stored anything had made them: a key costs a dollar a month for ever."""
+    assert shared_remains.look("left", account.aws.account, (REGION,)) == ()
+    kms, iam = account.client("kms"), account.client("iam")
+    marks = [{"TagKey": key, "TagValue": value} for key, value in tags.shared("left").items()]
+    key, gone, other = (
+        kms.create_key(Tags=each)["KeyMetadata"]["KeyId"] for each in (marks, marks, marks[:1])
+    )  # fmt: skip
+    kms.schedule_key_deletion(KeyId=gone)
+    iam.create_instance_profile(InstanceProfileName="mlinfra-prefect-node-left")
+    policy = iam.create_policy(
+        PolicyName="mlinfra-prefect-storing-left", PolicyDocument=json.dumps(
+            {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "*"}]}
+        )
+    )["Policy"]["Arn"]  # fmt: skip
+    assert set(shared_remains.look("left", account.aws.account, (REGION,))) == {
+        f"key {key} in {REGION}", "instance profile mlinfra-prefect-node-left", "policy mlinfra-prefect-storing-left",
+    }  # fmt: skip
+    account.aws.fail("ListKeys", status=400, code="AccessDeniedException", times=None)
+    with pytest.raises(PermanentError, match="ListKeys"):
+        shared_remains.look("left", account.aws.account, (REGION,))
+    iam.delete_policy(PolicyArn=policy)
+    iam.delete_instance_profile(InstanceProfileName="mlinfra-prefect-node-left")
+    for each in (key, other):
+        kms.schedule_key_deletion(KeyId=each)
