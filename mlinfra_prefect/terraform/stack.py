@@ -23,6 +23,7 @@ from mlinfra_prefect.errors import (
     NotYetDestroyed,
     OperationTimedOut,
     PermanentError,
+    PlanStale,
     StateLocked,
     TerraformFailed,
 )
@@ -258,12 +259,17 @@ class Stack:
         bundle.write(layout.bundle, content, engine=self.engine, workdir=layout.workdir, has_backend=layout.has_backend)
         return planned.parse(document, layout.plan_json, content.unresolved)
 
-    def apply(self, *, deadline: float, on_event: Listener = None) -> Applied:
+    def apply(self, *, deadline: float, on_event: Listener = None, expected: str = "") -> Applied:
         """Applies the saved plan. Not idempotent: a plan is applied once, and a stale one is refused by Terraform.
+
+        Args:
+            deadline: epoch seconds.
+            on_event: as in `plan`.
+            expected: `saved_plan` of the one that was agreed to; empty: whichever is there.
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`; what was created until then is in the state.
-            PlanStale: the state changed since it was planned; nothing was applied.
+            PlanStale: the state changed since it was planned, or it is not the expected plan; nothing was applied.
             OperationTimedOut, StateLocked: as in `process.run`.
             PermanentError: there is no plan.
         """
@@ -272,7 +278,12 @@ class Stack:
         if not layout.plan.is_file() or layout.about_bundle is None:
             raise PermanentError(f"The stack in {self.directory} has no plan to apply.", "Plan it first.")
         argv = command.apply(self.engine.path, layout.plan, state=layout.state_option)
-        finished = self._runner.succeed(argv, layout.workdir, deadline, on_event)
+
+        def check() -> None:  # somebody may have planned while this waited for its turn
+            if expected and self.saved_plan() != expected:
+                raise PlanStale(f"The stack in {self.directory} was planned again.", "Plan it again.")
+
+        finished = self._runner.succeed(argv, layout.workdir, deadline, on_event, check)
         found = self._state(deadline)
         return Applied(found.resources, found.outputs, finished.seconds)
 
