@@ -11,6 +11,6 @@ def refusal(text: str) -> str | None:
     """
     if not text.strip():
         return "is empty"
-    if "\n" in text or "\r" in text:
+    if text.splitlines() != [text]:  # as pip reads a file: a form feed begins a line too
         return "has a line break"
     return "is an option of pip" if text.lstrip().startswith("-") else None

@@ -13,8 +13,8 @@ from mlinfra_prefect.errors import InvalidInput, NotYetDestroyed, PlanRejected
 ABSENT = frozenset({"404", "NoSuchBucket", "NotFound"})
 LONGEST_NAME = 63
 """Of a bucket (https://docs.aws.amazon.com/AmazonS3/latest/userguide/bucketnamingrules.html)."""
-STATES, STATE = "terraform/", ".tfstate"
-"""Where the states lie in a state bucket, and how their names end."""
+STATES, STATE, LOCK = "terraform/", ".tfstate", ".tfstate.tflock"
+"""Where the states lie in a state bucket, and how their names and those of their locks end."""
 FEWEST_ZONES = 2
 """Capacity is a matter of zones: with one of them a lease has one place to try."""
 
@@ -32,6 +32,25 @@ def exists(bucket: str, region: str) -> bool:
             return False
         raise refused(error, f"looking at s3://{bucket} (s3:ListBucket)") from error
     return True
+
+
+def regions_of(prefix: str, region: str) -> tuple[str, ...] | None:
+    """How the names go on of this account's buckets that begin so; None: the login may not list them.
+
+    Args:
+        prefix: all of a name but the region that ends it.
+        region: any, to ask from.
+
+    Raises:
+        MlinfraError: AWS cannot be asked.
+    """
+    try:
+        names = [str(each["Name"]) for each in client("s3", region).list_buckets()["Buckets"]]
+    except Exception as error:
+        if code_of(error)[0] == "AccessDenied":
+            return None
+        raise refused(error, "listing buckets (s3:ListAllMyBuckets)") from error
+    return tuple(sorted(each.removeprefix(prefix) for each in names if each.startswith(prefix)))
 
 
 def check(bucket: str, region: str) -> None:
@@ -99,7 +118,9 @@ def ledger_of(state_bucket: str, region: str) -> str | None:
         MlinfraError: AWS cannot be asked.
     """
     try:
-        client("s3", region).head_object(Bucket=state_bucket, Key="ledger/ledger.json")
+        client("s3", region).head_object(
+            Bucket=state_bucket, Key="ledger/ledger.json", ExpectedBucketOwner=account_here()
+        )
     except Exception as error:
         if code_of(error)[0] in ABSENT | {"NoSuchKey"}:
             return None
@@ -118,14 +139,27 @@ def states(state_bucket: str, region: str) -> tuple[str, ...]:
     Raises:
         MlinfraError: AWS cannot be asked.
     """
+    return _names(state_bucket, region, STATE)
+
+
+def locked(state_bucket: str, region: str) -> tuple[str, ...]:
+    """The parts of an environment whose states a Terraform has locked, there or not yet there. Raises like `states`."""
+    return _names(state_bucket, region, LOCK)
+
+
+def _names(state_bucket: str, region: str, ending: str) -> tuple[str, ...]:
     try:
-        pages = client("s3", region).get_paginator("list_objects_v2").paginate(Bucket=state_bucket, Prefix=STATES)
+        pages = (
+            client("s3", region)
+            .get_paginator("list_objects_v2")
+            .paginate(Bucket=state_bucket, Prefix=STATES, ExpectedBucketOwner=account_here())
+        )
         keys = [str(each["Key"]) for page in pages for each in page.get("Contents", ())]
     except Exception as error:
         if code_of(error)[0] in ABSENT:
             return ()
         raise refused(error, f"looking for states in s3://{state_bucket}") from error
-    return tuple(key.removeprefix(STATES).removesuffix(STATE) for key in keys if key.endswith(STATE))
+    return tuple(key.removeprefix(STATES).removesuffix(ending) for key in keys if key.endswith(ending))
 
 
 def empty(bucket: str, region: str) -> None:
@@ -136,14 +170,17 @@ def empty(bucket: str, region: str) -> None:
     """
     s3 = client("s3", region)
     left: list[str] = []
+    owner = account_here()
     try:
-        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket):
+        for page in s3.get_paginator("list_object_versions").paginate(Bucket=bucket, ExpectedBucketOwner=owner):
             doomed: list[dict[str, Any]] = [
                 {"Key": each["Key"], "VersionId": each["VersionId"]}
                 for each in (*page.get("Versions", ()), *page.get("DeleteMarkers", ()))
             ]
             if doomed:
-                answer = s3.delete_objects(Bucket=bucket, Delete={"Objects": doomed, "Quiet": True})
+                answer = s3.delete_objects(
+                    Bucket=bucket, Delete={"Objects": doomed, "Quiet": True}, ExpectedBucketOwner=owner
+                )
                 left += [f"{each['Key']} ({each['Message']})" for each in answer.get("Errors", ())]
     except Exception as error:
         if code_of(error)[0] in ABSENT:
@@ -157,7 +194,7 @@ def delete(bucket: str, region: str) -> None:
     """Delete a bucket with everything in it. Idempotent."""
     empty(bucket, region)
     try:
-        client("s3", region).delete_bucket(Bucket=bucket)
+        client("s3", region).delete_bucket(Bucket=bucket, ExpectedBucketOwner=account_here())
     except Exception as error:
         if code_of(error)[0] not in ABSENT:
             raise refused(error, f"deleting s3://{bucket}") from error

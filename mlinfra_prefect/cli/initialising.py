@@ -164,6 +164,10 @@ def _counted(counts: object) -> str:
 
 
 def _destroy(environment: str, regions: tuple[str, ...], *, yes: bool) -> int:
+    if len(set(regions)) > 1:
+        raise InvalidInput(
+            "region", "an environment is destroyed in all its regions", "Name its first one. Nothing was destroyed."
+        )
     context = opened()
     found = find(context, environment, regions[0] if regions else None)
     refuse_leases(context, found)

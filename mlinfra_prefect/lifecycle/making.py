@@ -16,7 +16,7 @@ from mlinfra_prefect.aws.environment import AwsEnvironment, AwsRegion
 from mlinfra_prefect.errors import PlanRejected, PlanStale
 from mlinfra_prefect.lifecycle import environment_stacks as stacks
 from mlinfra_prefect.lifecycle.context import Context
-from mlinfra_prefect.lifecycle.environment_stacks import Planned, Wanted
+from mlinfra_prefect.lifecycle.environment_stacks import Planned
 from mlinfra_prefect.lifecycle.proposal import Proposal, is_foreign
 from mlinfra_prefect.terraform import Stack
 
@@ -40,11 +40,11 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
         if foreign and not part.in_bucket:
             continue
         tell(f"{part.name}: applying {part.stack} in {part.region}")
-        stack = _as_shown(context, proposal, shown)
+        stack, plan = _as_shown(context, proposal, shown)
         try:
-            outputs[part.name] = stack.apply(deadline=time.time() + stacks.STACK_SECONDS).outputs
+            outputs[part.name] = stack.apply(deadline=time.time() + stacks.STACK_SECONDS, expected=plan).outputs
         except PlanStale as error:
-            raise _stale(wanted, shown) from error
+            raise _stale(shown) from error
     shared = outputs["shared"]
     made = AwsEnvironment(
         name=wanted.environment, account=account, home_region=wanted.regions[0],
@@ -62,8 +62,8 @@ def make(context: Context, proposal: Proposal, tell: Callable[[str], None] = lam
     return made
 
 
-def _as_shown(context: Context, proposal: Proposal, shown: Planned) -> Stack:
-    """The stack of a part with the plan that was agreed to, or with a new one that asks for no more.
+def _as_shown(context: Context, proposal: Proposal, shown: Planned) -> tuple[Stack, str]:
+    """The stack of a part with the sha256 of the plan that was agreed to, or of a new one that asks for no more.
 
     Raises:
         PlanStale, PlanRejected: as `make`.
@@ -72,16 +72,17 @@ def _as_shown(context: Context, proposal: Proposal, shown: Planned) -> Stack:
     if shown.saved:
         stack = stacks.opened(context, wanted, shown.part, proposal.account)
         if stack.saved_plan() != shown.saved:  # another `init` of this home has planned since
-            raise _stale(wanted, shown)
-        return stack
+            raise _stale(shown)
+        return stack, shown.saved
     stack = stacks.prepared(context, wanted, shown.part, proposal.account)
-    more = asks_for_more(shown, stacks.plan(stack, wanted, shown.part, keep=False))
+    now = stacks.plan(stack, wanted, shown.part, keep=True)
+    more = asks_for_more(shown, now)
     if more:
         raise PlanRejected(
             f"{shown.part.name}: now it needs more than what was agreed to: {', '.join(more)}. It was not applied.",
-            f"Run it again, and it shows all of it: mlinfra-prefect init aws --environment {wanted.environment}",
+            "Run the same command again: it shows all of it.",
         )
-    return stack
+    return stack, now.saved
 
 
 def asks_for_more(shown: Planned, now: Planned) -> tuple[str, ...]:
@@ -100,10 +101,10 @@ def asks_for_more(shown: Planned, now: Planned) -> tuple[str, ...]:
     return tuple(more)
 
 
-def _stale(wanted: Wanted, shown: Planned) -> PlanStale:
+def _stale(shown: Planned) -> PlanStale:
     return PlanStale(
         f"{shown.part.name}: something changed since this was shown, so it was not applied.",
-        f"Run it again: mlinfra-prefect init aws --environment {wanted.environment}",
+        "Run the same command again.",
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mlinfra_prefect.aws import buckets, environment as environments
+from mlinfra_prefect.aws import buckets, environment as environments, shared_remains
 from mlinfra_prefect.aws.environment import AwsEnvironment
 from mlinfra_prefect.errors import InvalidInput
 from mlinfra_prefect.lifecycle import environment_stacks as stacks
@@ -63,7 +63,7 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
     """Plan everything and price it; creates nothing.
 
     Raises:
-        InvalidInput: no region is configured, or a zone cannot be had.
+        InvalidInput: no region is configured, a zone cannot be had, or the account has that name elsewhere.
         PlanRejected: a plan breaks a rule.
         MlinfraError: credentials, permissions, Terraform.
     """
@@ -74,6 +74,8 @@ def propose(context: Context, wanted: Wanted) -> Proposal:
     _refuse_lost_regions(wanted, made)
     wanted = _as_before(wanted, made)
     there = buckets.exists(environments.state_bucket(wanted.environment, account, wanted.regions[0]), wanted.regions[0])
+    if not there:
+        _refuse_elsewhere(wanted, account)
     foreign = is_foreign(context, wanted, account)
     found = []
     for part in stacks.parts(context, wanted, account):
@@ -137,6 +139,31 @@ def _refuse_another_home(context: Context, wanted: Wanted, account: str) -> None
             f"{made.name!r} of this home is in {made.home_region} of account {made.account}. Nothing was created",
             f"Name {made.home_region} first, log in to that account, or take another name or another MLINFRA_HOME.",
         )
+
+
+def _refuse_elsewhere(wanted: Wanted, account: str) -> None:
+    """Refuse a name that the account has in another region: its roles are the account's, and are there already.
+
+    They are never called left over where a region may have the environment: somebody would delete what it needs.
+    """
+    name, region = wanted.environment, wanted.regions[0]
+    roles = shared_remains.roles(name, region)
+    if not roles:
+        return
+    others = buckets.regions_of(environments.state_bucket(name, account, ""), region)
+    if others:
+        told, remedy = f"is in {others[0]}", f"Say --region {others[0]} first, to go on with that one"
+    elif others is None:
+        told = "is in another region, as its roles say; this login may not list the buckets (s3:ListAllMyBuckets)"
+        remedy = "Name its region first with --region"
+    else:
+        told = f"was not destroyed as a whole: its state bucket is gone, and {', '.join(roles)} are there"
+        remedy = "Make sure that nobody uses them, and delete them"
+    raise InvalidInput(
+        "environment",
+        f"{name!r} of account {account} {told}. Nothing was created",
+        f"{remedy}, or take another name.",
+    )
 
 
 def _as_before(wanted: Wanted, made: AwsEnvironment | None) -> Wanted:

@@ -11,10 +11,18 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from mlinfra_prefect.aws import S3Ledger, buckets, environment as environments, shared_remains
 from mlinfra_prefect.aws.environment import AwsEnvironment
-from mlinfra_prefect.errors import LeaseHeld, NotInitialised, NotYetDestroyed, PermanentError
+from mlinfra_prefect.errors import (
+    InvalidInput,
+    LeaseHeld,
+    NotInitialised,
+    NotYetDestroyed,
+    PermanentError,
+    StateLocked,
+)
 from mlinfra_prefect.lifecycle import environment_stacks as stacks
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.environment_stacks import OF_REGION, Wanted
@@ -65,8 +73,9 @@ def find(context: Context, name: str, region: str | None = None) -> Found:
 
     Raises:
         NotInitialised: there is nothing of it.
+        InvalidInput: the home's environment of that name is in another region.
         PermanentError: the home's environment of that name is in another account.
-        MlinfraError: AWS cannot be asked.
+        MlinfraError: its state bucket is somebody else's, or AWS cannot be asked.
     """
     account = environments.account()
     made = environments.remembered(name, context.home.aws)
@@ -76,12 +85,19 @@ def find(context: Context, name: str, region: str | None = None) -> Found:
             f"Log in to account {made.account}. Nothing was destroyed.",
         )
     if made is not None:
-        return _found(name, account, made.home_region, made)
+        if region not in {None, made.home_region}:
+            raise InvalidInput(
+                "region",
+                f"environment {name!r} of this home is in {made.home_region}. Nothing was destroyed",
+                f"Name that one or none; for another one of this name in {region} take another MLINFRA_HOME.",
+            )
+        buckets.exists(environments.state_bucket(name, account, made.home_region), made.home_region)
+        return _found(context, name, account, made.home_region, made)
     looked_at = []
     for home_region in _home_regions(context, name, account, region):
         made = environments.look_up(name, home_region)
         if made is not None or buckets.exists(environments.state_bucket(name, account, home_region), home_region):
-            return _found(name, account, home_region, made)
+            return _found(context, name, account, home_region, made)
         looked_at.append(home_region)
     where = ", ".join(dict.fromkeys(looked_at))
     raise NotInitialised(
@@ -95,10 +111,12 @@ def unmake(context: Context, found: Found, tell: Callable[[str], None] = lambda 
 
     Raises:
         LeaseHeld: something of it is leased still; nothing was touched.
+        StateLocked: a Terraform of it runs still, here (nothing was touched) or elsewhere (its bucket stays).
         NotYetDestroyed: something of it is there that no state names.
         MlinfraError: credentials, permissions, Terraform; the next run goes on with what is left.
     """
     refuse_leases(context, found)
+    _refuse_running(context, found)
     made = found.made
     # What goes is what the states name; the variables only have to be valid.
     wanted = Wanted(found.name, found.regions) if made is None else Wanted(
@@ -116,7 +134,8 @@ def unmake(context: Context, found: Found, tell: Callable[[str], None] = lambda 
             stack = stacks.prepared(context, wanted, part, found.account)
             gone = stack.destroy(deadline=time.time() + stacks.STACK_SECONDS)
             tell(f"{part.name}: {len(gone.destroyed)} resource(s) destroyed")
-    left = shared_remains.look(found.name, found.account, found.regions)
+    regions = _still_alone(context, found)
+    left = shared_remains.look(found.name, found.account, regions)
     if left:
         raise NotYetDestroyed(
             f"{', '.join(left)} of environment {found.name!r} are still there, and no state names them.",
@@ -154,11 +173,55 @@ def refuse_leases(context: Context, found: Found) -> None:
         )
 
 
-def _found(name: str, account: str, home_region: str, made: AwsEnvironment | None) -> Found:
-    states = buckets.states(environments.state_bucket(name, account, home_region), home_region)
+def _found(context: Context, name: str, account: str, home_region: str, made: AwsEnvironment | None) -> Found:
+    """What there is in a home region. A further region is one that was noted, or that anybody has begun with."""
+    bucket = environments.state_bucket(name, account, home_region)
+    states = buckets.states(bucket, home_region)
     noted = [each.name for each in made.regions] if made is not None else []
-    further = [each.removeprefix(OF_REGION) for each in states if each.startswith(OF_REGION)]
+    begun = [each.name for each in _stacks_in_home(context, name, account, home_region)]
+    parts = (*states, *buckets.locked(bucket, home_region), *begun)
+    further = [each.removeprefix(OF_REGION) for each in parts if each.startswith(OF_REGION)]
     return Found(name, account, tuple(dict.fromkeys((home_region, *noted, *further))), states, made)
+
+
+def _stacks_in_home(context: Context, name: str, account: str, home_region: str) -> list[Path]:
+    place = stacks.place(context, name, account, home_region)
+    return sorted(each for each in place.glob("*") if each.is_dir())
+
+
+def _refuse_running(context: Context, found: Found) -> None:
+    """Refuse while a Terraform of this home makes something of it: an `init` that was interrupted leaves it running."""
+    for directory in _stacks_in_home(context, found.name, found.account, found.home_region):
+        if context.open_scratch_stack(directory, "aws").in_flight():
+            raise StateLocked(
+                f"A Terraform process of the stack in {directory} is still running: it makes what would be destroyed.",
+                "Wait until it has ended, and run it again. Nothing was destroyed.",
+            )
+
+
+def _still_alone(context: Context, found: Found) -> tuple[str, ...]:
+    """Every region to look at before the bucket goes: what another host has begun meanwhile is in the bucket only.
+
+    Raises:
+        StateLocked: somebody makes something of the environment.
+        NotYetDestroyed: somebody has made something of it.
+    """
+    _refuse_running(context, found)
+    locks = buckets.locked(found.state_bucket, found.home_region)
+    if locks:
+        keys = " ".join(f"s3://{found.state_bucket}/{buckets.STATES}{each}{buckets.LOCK}" for each in locks)
+        raise StateLocked(
+            f"A Terraform has locked the states of {', '.join(locks)} of environment {found.name!r}, and may still "
+            "make what they would name: its state bucket stays.",
+            f"Wait until it has ended, and run it again. Where it is certainly gone, delete its lock first: {keys}",
+        )
+    now = _found(context, found.name, found.account, found.home_region, found.made)
+    new = sorted(set(now.states) - set(found.states))
+    if new:
+        raise NotYetDestroyed(
+            f"Somebody has made {', '.join(new)} of environment {found.name!r} meanwhile.", "Run it again."
+        )
+    return tuple(dict.fromkeys((*found.regions, *now.regions)))
 
 
 def _home_regions(context: Context, name: str, account: str, region: str | None) -> Iterator[str]:

@@ -64,7 +64,7 @@ def state_pull(engine: Path) -> list[str]:
 
 def state_push(engine: Path, state: Path) -> list[str]:
     """``state push``: store a state in the backend; Terraform refuses one that is older than what is there."""
-    return _argv(engine, "state push", str(state))
+    return _argv(engine, "state push", str(state), lock_timeout=_COMMON["lock_timeout"])
 
 
 def force_unlock(engine: Path, lock_id: str) -> list[str]:

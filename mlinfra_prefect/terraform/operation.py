@@ -36,6 +36,7 @@ class Runner:
         cwd: Path,
         deadline: float,
         on_event: Callable[[Event], None] | None = None,
+        check: Callable[[], None] | None = None,
     ) -> process.Finished:
         """Blocks until the command has succeeded, and returns its output files.
 
@@ -44,6 +45,7 @@ class Runner:
             cwd: working directory.
             deadline: epoch seconds; waiting for a slot counts.
             on_event: called in this thread with each event within about 0.1 s.
+            check: called once nobody else can run a command of this stack, before this one starts; may raise.
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`.
@@ -69,6 +71,7 @@ class Runner:
                 follow=follow if on_event else None,
                 suspect=lambda reason: write_private(self.layout.suspect, f"{reason}\n".encode()),
                 grace=self.grace,
+                check=check,
             )
         if finished.returncode == 0:
             return finished

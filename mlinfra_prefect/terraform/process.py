@@ -64,6 +64,7 @@ def run(
     follow: Callable[[], None] | None = None,
     suspect: Callable[[str], None],
     grace: float = GRACE_SECONDS,
+    check: Callable[[], None] | None = None,
 ) -> Finished:
     """Starts ``argv``, blocks until it has ended, and returns its exit status whatever that is.
 
@@ -77,6 +78,7 @@ def run(
         follow: called about every `FOLLOW_SECONDS` and once after the end. What it raises passes through.
         suspect: called with the reason, before any signal, where the state can no longer be trusted.
         grace: seconds between SIGINT and SIGKILL.
+        check: called once with the lock, before anything is started. What it raises passes through.
 
     Raises:
         OperationTimedOut: the deadline is past; the process group is gone and ``suspect`` was called, or nothing was
@@ -89,6 +91,8 @@ def run(
     started = time.monotonic()
     descriptor = lock.acquire(lock_file)
     try:
+        if check:
+            check()
         stdout, stderr = output.with_name(output.name + ".out"), output.with_name(output.name + ".err")
         process = _start(argv, cwd=cwd, env=env, lock_descriptor=descriptor, stdout=stdout, stderr=stderr)
         with _leave_running(process):

@@ -23,6 +23,7 @@ from mlinfra_prefect.errors import (
     NotYetDestroyed,
     OperationTimedOut,
     PermanentError,
+    PlanStale,
     StateLocked,
     TerraformFailed,
 )
@@ -201,7 +202,7 @@ class Stack:
 
         Raises:
             InvalidInput: the module cannot be copied, or a variable is not declared or not a JSON value.
-            StateLocked: Terraform is running on this stack.
+            StateLocked: Terraform is running on this stack, or another one has locked the state to be stored.
             TerraformFailed: ``init`` failed (or one of the decisions of `decisions`).
         """
         layout, found = self._layout, module.inspect(root_module, within=within)
@@ -232,14 +233,13 @@ class Stack:
                 initialised.keep(kept, layout.workdir)
                 initialised.restore(kept, layout.workdir, locked=found.locked)
         if found.has_backend and layout.unstored.exists() and layout.unstored.stat().st_size:
-            argv = command.state_push(self.engine.path, layout.unstored)
-            self._runner.succeed(argv, layout.workdir, deadline)
+            self._unlocked(self._push, deadline, None)
             layout.unstored.unlink()
 
     def plan(self, *, deadline: float, on_event: Listener = None) -> PlannedChanges:
         """Plans, saves the plan and what it says, and writes the teardown bundle. Creates nothing.
 
-        A lock that a dead Terraform of this host left in the backend is broken.
+        A lock that a dead Terraform of this stack left in the backend is broken.
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`.
@@ -259,12 +259,17 @@ class Stack:
         bundle.write(layout.bundle, content, engine=self.engine, workdir=layout.workdir, has_backend=layout.has_backend)
         return planned.parse(document, layout.plan_json, content.unresolved)
 
-    def apply(self, *, deadline: float, on_event: Listener = None) -> Applied:
+    def apply(self, *, deadline: float, on_event: Listener = None, expected: str = "") -> Applied:
         """Applies the saved plan. Not idempotent: a plan is applied once, and a stale one is refused by Terraform.
+
+        Args:
+            deadline: epoch seconds.
+            on_event: as in `plan`.
+            expected: `saved_plan` of the one that was agreed to; empty: whichever is there.
 
         Raises:
             TerraformFailed: or one of the decisions of `decisions`; what was created until then is in the state.
-            PlanStale: the state changed since it was planned; nothing was applied.
+            PlanStale: the state changed since it was planned, or it is not the expected plan; nothing was applied.
             OperationTimedOut, StateLocked: as in `process.run`.
             PermanentError: there is no plan.
         """
@@ -273,7 +278,12 @@ class Stack:
         if not layout.plan.is_file() or layout.about_bundle is None:
             raise PermanentError(f"The stack in {self.directory} has no plan to apply.", "Plan it first.")
         argv = command.apply(self.engine.path, layout.plan, state=layout.state_option)
-        finished = self._runner.succeed(argv, layout.workdir, deadline, on_event)
+
+        def check() -> None:  # somebody may have planned while this waited for its turn
+            if expected and self.saved_plan() != expected:
+                raise PlanStale(f"The stack in {self.directory} was planned again.", "Plan it again.")
+
+        finished = self._runner.succeed(argv, layout.workdir, deadline, on_event, check)
         found = self._state(deadline)
         return Applied(found.resources, found.outputs, finished.seconds)
 
@@ -298,6 +308,10 @@ class Stack:
         return Destroyed(before, remaining, time.monotonic() - started)
 
     # --- how ---------------------------------------------------------------------------------------------------------
+
+    def _push(self, deadline: float, on_event: Listener) -> None:
+        argv = command.state_push(self.engine.path, self._layout.unstored)
+        self._runner.succeed(argv, self._layout.workdir, deadline, on_event)
 
     def _save_plan(self, deadline: float, on_event: Listener) -> None:
         layout = self._layout
@@ -335,9 +349,9 @@ class Stack:
         )
 
     def _unlocked(self, attempt: Callable[[float, Listener], None], deadline: float, on_event: Listener) -> None:
-        """Make an attempt; where a dead Terraform of this host left the backend's lock, break that one and try again.
+        """Make an attempt; where a dead Terraform of this stack left the backend's lock, break that one and try again.
 
-        One that another host took stays, with what to do about it.
+        One that another host took stays, and one of this host that may be another stack's, with what to do about it.
         """
         began = time.time()
         try:
@@ -346,9 +360,10 @@ class Stack:
             held = stale.described(error.message, before=began)
             if held is None or self.in_flight():
                 raise
-            if not held.here:
+            if not held.here or not stale.left_by(self._layout.output, held):
+                why = "which may be another home's" if held.here else "which cannot be seen from here"
                 raise StateLocked(
-                    f"The state in {self.directory} is locked by {held.who}, which cannot be seen from here.",
+                    f"The state in {self.directory} is locked by {held.who}, {why}.",
                     f"Where that is certainly gone: terraform force-unlock {held.id}.",
                 ) from error
             root = self._layout.bundle if attempt == self._destroy_by_bundle else self._layout.workdir

@@ -33,6 +33,7 @@ class Service:
         self.answers: list[tuple[int, dict[str, Any]]] = []
         self.asked: list[tuple[dict[str, str], bytes]] = []
         self.date = datetime.now(UTC)
+        self.cut_short = 0
         service = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -48,7 +49,8 @@ class Service:
                 self.send_header("Date", format_datetime(service.date, usegmt=True))
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
-                self.wfile.write(data)
+                short, service.cut_short = service.cut_short, 0
+                self.wfile.write(data[: len(data) - short])
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
@@ -169,6 +171,15 @@ def test_what_may_pass_is_asked_again(service: Service) -> None:
     assert stores(service).answer({"TOKEN": "aws-sm:db"}) == {"TOKEN": "x"}
     stamp = datetime.strptime(service.asked[-1][0]["x-amz-date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
     assert abs(stamp - service.date) < timedelta(seconds=30)
+
+
+@pytest.mark.parametrize("missing", [1, 9])
+def test_an_answer_that_was_cut_short_is_asked_for_again(service: Service, missing: int) -> None:
+    """Its connection ended early: what there is of it is no answer."""
+    service.cut_short = missing
+    service.answers = [(200, {"SecretString": "x"})] * 2
+    assert stores(service).answer({"TOKEN": "aws-sm:db"}) == {"TOKEN": "x"}
+    assert len(service.asked) == 2
 
 
 def test_a_signature_that_stays_wrong_is_no_clock(service: Service) -> None:

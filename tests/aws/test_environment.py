@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from aws_place import REGION, SECOND, Account, House, context_of, house_in, usable
 
-from mlinfra_prefect.aws import buckets, environment as environments
+from mlinfra_prefect.aws import buckets, environment as environments, shared_remains, tags
+from mlinfra_prefect.aws.sdk import client
 from mlinfra_prefect.errors import (
     InvalidInput,
     MlinfraError,
@@ -18,11 +21,13 @@ from mlinfra_prefect.errors import (
     PermanentError,
     PlanRejected,
     PlanStale,
+    StateLocked,
 )
 from mlinfra_prefect.lifecycle.environment_stacks import Part, Planned, Wanted, place
 from mlinfra_prefect.lifecycle.making import asks_for_more, make
-from mlinfra_prefect.lifecycle.proposal import Proposal
+from mlinfra_prefect.lifecycle.proposal import Proposal, propose
 from mlinfra_prefect.lifecycle.unmaking import find, unmake
+from mlinfra_prefect.terraform import lock
 from mlinfra_prefect.terraform.idle_price import IdleLine, IdlePrice
 from mlinfra_prefect.testing.aws import Emulator
 
@@ -313,7 +318,7 @@ def test_a_plan_that_another_init_has_replaced_is_not_applied(house: House, acco
     proposal = Proposal(Wanted("twice", (REGION,)), account.aws.account, (Planned(PART, {}, FREE, saved="0" * 64),))
     with (
         account.unchanged(),
-        pytest.raises(PlanStale, match="shared: something changed.* init aws --environment twice"),
+        pytest.raises(PlanStale, match="shared: something changed.*Run the same command again"),
     ):
         make(context, proposal)
     context.ledger.close()
@@ -364,3 +369,150 @@ def test_what_no_state_names_keeps_the_bucket_and_is_named(house: House, account
     with pytest.raises(NotInitialised):
         find(context, "lost")
     context.ledger.close()
+
+
+def test_a_region_that_only_this_home_or_a_lock_knows_of_is_looked_in(house: House, account: Account) -> None:
+    """Cut off before a state was stored: what stands in that region would be left behind, and called gone."""
+    made, context = usable(house, "cut-off"), context_of(house)
+    assert find(context, "cut-off").regions == (REGION,)
+    (place(context, "cut-off", account.aws.account, REGION) / f"region-{SECOND}").mkdir(parents=True)
+    lock = f"{buckets.STATES}region-eu-west-1{buckets.LOCK}"
+    account.client("s3").put_object(Bucket=made.state_bucket, Key=lock, Body=b"{}")
+    found = find(context, "cut-off")
+    assert (found.regions, found.states) == ((REGION, "eu-west-1", SECOND), ())
+    with pytest.raises(
+        StateLocked, match=rf"region-eu-west-1 of environment 'cut-off'.*s3://{made.state_bucket}/{lock}"
+    ):
+        unmake(context, found)
+    account.client("s3").delete_object(Bucket=made.state_bucket, Key=lock)
+    network = account.client("ec2", SECOND).create_vpc(CidrBlock="10.0.0.0/16", TagSpecifications=[{
+        "ResourceType": "vpc", "Tags": [{"Key": key, "Value": value} for key, value in tags.shared("cut-off").items()],
+    }])["Vpc"]["VpcId"]  # fmt: skip
+    with pytest.raises(NotYetDestroyed, match=f"network {network} in {SECOND}"):
+        unmake(context, found)
+    account.client("ec2", SECOND).delete_vpc(VpcId=network)
+    assert buckets.exists(made.state_bucket, REGION)
+    context.ledger.close()
+
+
+def test_what_was_stored_meanwhile_keeps_the_bucket(
+    house: House, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another host made a network between the first look and the last one."""
+    made, context = usable(house, "overtaken"), context_of(house)
+    found = find(context, "overtaken")
+    account.client("s3").put_object(Bucket=made.state_bucket, Key=buckets.state_key("region-x"), Body=b"{}")
+    with pytest.raises(NotYetDestroyed, match="Somebody has made region-x of environment 'overtaken' meanwhile"):
+        unmake(context, found)
+    assert buckets.exists(made.state_bucket, REGION)
+    context.ledger.close()
+
+
+def test_nothing_goes_while_a_terraform_of_this_home_makes_it(house: House, account: Account) -> None:
+    """Whoever interrupts `init` leaves it running; what it makes would be in no state that was read."""
+    usable(house, "running")
+    context = context_of(house)
+    directory = place(context, "running", account.aws.account, REGION) / "shared"
+    directory.mkdir(parents=True)
+    held = lock.acquire(directory / "lock")
+    try:
+        with account.unchanged(), pytest.raises(StateLocked, match="shared is still running.*Nothing was destroyed"):
+            unmake(context, find(context, "running"))
+    finally:
+        os.close(held)
+    context.ledger.close()
+
+
+def test_a_remembered_environment_is_destroyed_where_it_is_or_not_at_all(house: House, account: Account) -> None:
+    """Another region is another environment, and a bucket that is somebody else's is nobody's to empty."""
+    made, context = usable(house, "here"), context_of(house)
+    environments.load("here", house.home.aws)
+    with (
+        account.unchanged(),
+        pytest.raises(InvalidInput, match=f"'here' of this home is in {REGION}. Nothing was dest"),
+    ):
+        find(context, "here", SECOND)
+    line = house.refuses(
+        "init", "aws", "--environment", "here", "--destroy", "--yes", "--region", REGION, "--region", SECOND, code=2
+    )
+    assert "an environment is destroyed in all its regions" in line
+    assert find(context, "here", REGION).made == made
+    account.aws.fail("HeadBucket", status=403, code="AccessDenied", match="-state-here-", times=None)
+    with account.unchanged(), pytest.raises(MlinfraError, match=f"looking at s3://{made.state_bucket}|Looking at"):
+        find(context, "here")
+    context.ledger.close()
+
+
+def test_nothing_of_a_bucket_is_read_or_deleted_that_is_somebody_else_s(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of buckets can be guessed: each call says whose it has to be."""
+    name, asked = bucket(house, "whose"), []
+    house.account.client("s3").put_object(Bucket=name, Key="k", Body=b"b")
+
+    def watched(service: str, region: str) -> Any:
+        made = client(service, region)
+        made.meta.events.register(
+            "provide-client-params.s3", lambda params, model, **_: asked.append((model.name, params))
+        )
+        return made
+
+    monkeypatch.setattr(buckets, "client", watched)
+    assert buckets.states(name, REGION) == buckets.locked(name, REGION) == ()
+    assert buckets.ledger_of(name, REGION) is None
+    buckets.delete(name, REGION)
+    assert {operation for operation, _ in asked} == {
+        "ListObjectsV2", "HeadObject", "ListObjectVersions", "DeleteObjects", "DeleteBucket",
+    }  # fmt: skip
+    assert {params.get("ExpectedBucketOwner") for _, params in asked} == {house.account.aws.account}
+
+
+def test_a_name_that_the_account_has_in_another_region_is_refused_before_anything_is_made(
+    house: House, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Roles are the account's: a second environment of that name would get half of what it needs, and end the first."""
+    context, iam, role = context_of(house), account.client("iam"), "mlinfra-prefect-node-moved"
+    iam.create_role(RoleName=role, AssumeRolePolicyDocument="{}")
+    name = bucket(house, environments.state_bucket("moved", account.aws.account, REGION))
+    with account.unchanged():
+        with pytest.raises(
+            InvalidInput, match=f"'moved' of account .* is in {REGION}. Nothing.* Say --region {REGION} f"
+        ):
+            propose(context, Wanted("moved", (SECOND,)))
+        account.aws.fail("ListBuckets", status=403, code="AccessDenied", times=None)
+        with pytest.raises(InvalidInput, match="is in another region, as its roles say") as raised:
+            propose(context, Wanted("moved", (SECOND,)))
+        assert "delete" not in str(raised.value)
+        account.aws.clear_faults()
+    buckets.delete(name, REGION)
+    with account.unchanged(), pytest.raises(InvalidInput, match=f"its state bucket is gone, and {role} are there"):
+        propose(context, Wanted("moved", (SECOND,)))
+    iam.delete_role(RoleName=role)
+    context.ledger.close()
+
+
+def test_keys_policies_and_profiles_that_no_state_names_are_looked_for_too(house: House, account: Account) -> None:
+    """A Terraform that was killed before it stored anything had made them: a key costs a dollar a month for ever."""
+    assert shared_remains.look("left", account.aws.account, (REGION,)) == ()
+    kms, iam = account.client("kms"), account.client("iam")
+    marks = [{"TagKey": key, "TagValue": value} for key, value in tags.shared("left").items()]
+    key, gone, other = (
+        kms.create_key(Tags=each)["KeyMetadata"]["KeyId"] for each in (marks, marks, marks[:1])
+    )  # fmt: skip
+    kms.schedule_key_deletion(KeyId=gone)
+    iam.create_instance_profile(InstanceProfileName="mlinfra-prefect-node-left")
+    policy = iam.create_policy(
+        PolicyName="mlinfra-prefect-storing-left", PolicyDocument=json.dumps(
+            {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:ListBucket", "Resource": "*"}]}
+        )
+    )["Policy"]["Arn"]  # fmt: skip
+    assert set(shared_remains.look("left", account.aws.account, (REGION,))) == {
+        f"key {key} in {REGION}", "instance profile mlinfra-prefect-node-left", "policy mlinfra-prefect-storing-left",
+    }  # fmt: skip
+    account.aws.fail("ListKeys", status=400, code="AccessDeniedException", times=None)
+    with pytest.raises(PermanentError, match="ListKeys"):
+        shared_remains.look("left", account.aws.account, (REGION,))
+    iam.delete_policy(PolicyArn=policy)
+    iam.delete_instance_profile(InstanceProfileName="mlinfra-prefect-node-left")
+    for each in (key, other):
+        kms.schedule_key_deletion(KeyId=each)

@@ -151,7 +151,7 @@ def test_what_is_looked_for_before_the_states_go_is_what_is_made(made: dict[str,
     roles = {each for each in account.tagged() if each.startswith("Role ")}
     found = shared_remains.look("dev", account.aws.account, (REGION,))
     assert {each.replace("role", "Role", 1) for each in found if each.startswith("role")} == roles
-    assert {each.partition(" ")[0] for each in found} == {"role", "network", "bucket"}
+    assert {each.partition(" ")[0] for each in found} == {"role", "network", "bucket", "instance", "policy"}
 
 
 def test_nothing_lets_anybody_in(made: dict[str, Any], account: Account) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from mlinfra_prefect.errors import InvalidInput, PermanentError, StateLocked, TerraformFailed
+from mlinfra_prefect.errors import InvalidInput, PermanentError, PlanStale, StateLocked, TerraformFailed
 from mlinfra_prefect.terraform import PlannedChange, Stack, bundle, events, lock
 
 if TYPE_CHECKING:
@@ -167,6 +168,29 @@ def test_a_plan_is_applied_once(stack: Stack, write_module: Write, deadline: flo
     stack.apply(deadline=deadline)
     with pytest.raises(PermanentError, match="stale"):
         stack.apply(deadline=deadline)
+
+
+def test_a_plan_that_took_the_place_of_the_expected_one_is_not_applied(
+    stack: Stack, slots: Slots, write_module: Write, deadline: float
+) -> None:
+    """Another process plans while this one waits for its turn: what is applied is what was agreed to, or nothing."""
+    stack.prepare(write_module(ONE), {"text": "a"}, deadline=deadline)
+    stack.plan(deadline=deadline)
+    agreed = stack.saved_plan()
+    before = _processes(stack)
+    with ThreadPoolExecutor(1) as pool:
+        with slots.take(deadline), slots.take(deadline):
+            applying = pool.submit(stack.apply, deadline=deadline, expected=agreed)
+            with pytest.raises(TimeoutError):
+                applying.result(timeout=0.3)
+            plan = stack.directory / "plan.tfplan"
+            former = plan.read_bytes()
+            plan.write_bytes(former + b"another")
+        with pytest.raises(PlanStale, match="was planned again"):
+            applying.result(timeout=30)
+    assert (_processes(stack), stack.resources()) == (before, ())
+    plan.write_bytes(former)
+    assert stack.apply(deadline=deadline, expected=agreed).resources == ("terraform_data.one",)
 
 
 @pytest.mark.parametrize("content", [b"", b'{"version": 4, "resources": [', b"[]", b'{"version": 9}', b"\x00\xff"])
