@@ -44,7 +44,7 @@ COMMON = ["-input=false", "-json", "-no-color", "-lock-timeout=20s"]
         ),
         (command.destroy(TF, state=None, var_file=None), ["destroy", *COMMON, "-auto-approve"]),
         (command.state_pull(TF), ["state", "pull"]),
-        (command.state_push(TF, Path("/s/e")), ["state", "push", "/s/e"]),
+        (command.state_push(TF, Path("/s/e")), ["state", "push", "-lock-timeout=20s", "/s/e"]),
     ],
 )  # fmt: skip
 def test_an_argument_vector_holds_exactly_the_options_it_should(built: list[str], expected: list[str]) -> None:
