@@ -290,7 +290,8 @@ def _abandon(context: Context, record: KeptRecord, attempt: Attempt) -> KeptReco
     if attempt.state is AttemptState.RELEASED:
         return record
     if context.platform(record.platform).destroys_later:
-        if not attempt.outcome:  # without one it would count as still being given back (`is_past`), for ever
+        # Without an outcome it would count as still being given back (`is_past`), for ever; who met it has told it.
+        if not attempt_of(record, attempt.number).outcome:
             outcome = f"{KeeperUnavailable.__name__}: the operation that made it was ended."
             why = f"attempt {attempt.number}: {outcome}"
             record = mark_attempt(context, record, attempt.number, why, outcome=outcome)
