@@ -87,7 +87,7 @@ def test_requests_fail_now_and_then_and_a_training_comes_home(
         while not stop.is_set():
             for operation, match in operations.items():
                 server.proxy.fault(operation, match=match, **fault)
-            stop.wait(0.7)
+            stop.wait(1.5)  # so that no call of one client meets all of its tries spoiled
             server.proxy.clear()
 
     spoiler = threading.Thread(target=spoil)
