@@ -206,7 +206,7 @@ def test_a_command_runs_on_the_machine(infra: Infra, house: House) -> None:
 def test_logs_are_followed_while_the_training_runs(infra: Infra, house: House) -> None:
     """Lines arrive before the job has ended, and the verb ends with it."""
     running = infra.with_options(resume="shared").submit(aws_work.until_told, 7)
-    until(lambda: infra.record.jobs[-1].label.endswith("until_told"), "the job is there")
+    until(lambda: infra.record.jobs and infra.record.jobs[-1].label.endswith("until_told"), "the job is there")
     job = infra.record.jobs[-1].job_id
     following = subprocess.Popen(
         [sys.executable, "-m", "mlinfra_prefect", "logs", infra.id, "--job", job, "-f"], env=house.environment(),
