@@ -28,7 +28,8 @@ def take(
         NotInitialised, MlinfraError: the environment is not there, or AWS cannot be asked.
     """
     wanted = {name: _reference(name, text) for name, text in references.items()}
-    if wanted and any(not _granted(known(), each) for each in wanted.values()):
+    made = known() if wanted else None
+    if made is not None and any(not _granted(made, each) for each in wanted.values()):
         made = newest()
         for name, each in wanted.items():
             if not _granted(made, each):

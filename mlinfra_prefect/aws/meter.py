@@ -8,7 +8,7 @@ nothing: the sweep that follows the destroy says what is left.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mlinfra_prefect.aws import ending, kinds, tags
 from mlinfra_prefect.aws.asking import Clients, Refused, listed
@@ -54,33 +54,19 @@ def stop(
         NotYetDestroyed: something could not be told to end, or not be looked for; the rest was ended all the same.
     """
     client = clients("ec2", region)
-    selection = tags.of_lease(ledger_id, lease_id, attempt)
-    problems: dict[str, Refused] = {}
-
-    def told(kind: kinds.Kind, ids: Iterable[str], refused: ending.Reasons) -> tuple[str, ...]:
-        problems.update({f"{kind.name} {each}": why for each, why in refused.items()})
-        return tuple(each for each in ids if each not in refused)
-
-    def seen(kind: kinds.Kind) -> list[kinds.Thing]:
-        try:
-            found = kinds.describe(clients, region, kind, selection)
-        except Refused as why:
-            problems[f"{kind.name}s that carry its tags"] = why
-            return []
-        return [each for each in found if not each.marks.shared]
-
+    telling = _Telling(clients, region, tags.of_lease(ledger_id, lease_id, attempt))
     fleets: tuple[str, ...] = ()
     if fleet_id:
-        fleets = told(kinds.FLEET, (fleet_id,), ending.delete_fleets(client, (fleet_id,)))
-    found = seen(kinds.INSTANCE)
+        fleets = telling.told(kinds.FLEET, (fleet_id,), ending.delete_fleets(client, (fleet_id,)))
+    found = telling.seen(kinds.INSTANCE)
     ended = {each.id for each in found if not each.lives}
     living = dict.fromkeys([*(each.id for each in found if each.lives), *instance_ids])
     running = [each for each in living if each not in ended]
-    instances = told(kinds.INSTANCE, running, ending.terminate(client, running))
-    asked = [each.id for each in seen(kinds.SPOT_REQUEST) if each.lives] if spot else []
-    requests = told(kinds.SPOT_REQUEST, asked, ending.cancel_spot_requests(client, asked))
-    if problems:
-        raise _may_run_on(f"{lease_id}/{attempt}", region, problems)
+    instances = telling.told(kinds.INSTANCE, running, ending.terminate(client, running))
+    asked = [each.id for each in telling.seen(kinds.SPOT_REQUEST) if each.lives] if spot else []
+    requests = telling.told(kinds.SPOT_REQUEST, asked, ending.cancel_spot_requests(client, asked))
+    if telling.problems:
+        raise telling.may_run_on(f"{lease_id}/{attempt}")
     return Stopped(fleets, instances, requests)
 
 
@@ -103,26 +89,43 @@ def stop_late(
     Returns:
         What was told to end, and what stood in the way: something could not be told to end, or not be looked for.
     """
-    client, selection = clients("ec2", region), tags.of_lease(ledger_id, lease_id)
-    problems: dict[str, Refused] = {}
+    client, telling = clients("ec2", region), _Telling(clients, region, tags.of_lease(ledger_id, lease_id))
 
     def living(kind: kinds.Kind) -> list[kinds.Thing]:
-        try:
-            found = kinds.describe(clients, region, kind, selection)
-        except Refused as why:
-            problems[f"{kind.name}s that carry its tags"] = why
-            return []
-        return [each for each in found if each.lives and not each.marks.shared and each.marks.attempt in attempts]
+        return [each for each in telling.seen(kind) if each.lives and each.marks.attempt in attempts]
 
     requests = [each.id for each in living(kinds.SPOT_REQUEST)] if spot else []  # first: they launch
-    problems |= {f"spot request {id_}": why for id_, why in ending.cancel_spot_requests(client, requests).items()}
-    machines = living(kinds.INSTANCE)
-    refused = ending.terminate(client, [each.id for each in machines])
-    problems |= {f"instance {id_}": why for id_, why in refused.items()}
-    ended = tuple(each for each in machines if each.id not in refused)
-    return ended, _may_run_on(lease_id, region, problems) if problems else None
+    telling.told(kinds.SPOT_REQUEST, requests, ending.cancel_spot_requests(client, requests))
+    machines = {each.id: each for each in living(kinds.INSTANCE)}
+    ended = telling.told(kinds.INSTANCE, machines, ending.terminate(client, list(machines)))
+    return tuple(machines[each] for each in ended), telling.may_run_on(lease_id) if telling.problems else None
 
 
-def _may_run_on(whose: str, region: str, problems: dict[str, Refused]) -> NotYetDestroyed:
-    why = listed([f"{name}: {each.reason}" for name, each in problems.items()], "; ")
-    return NotYetDestroyed(f"The meter of {whose} in {region} may run on: {why}.", next(iter(problems.values())).remedy)
+@dataclass
+class _Telling:
+    """What carries some tags in a region, and what stands in the way of ending it."""
+
+    clients: Clients
+    region: str
+    selection: tags.Selection
+    problems: dict[str, Refused] = field(default_factory=dict)
+
+    def seen(self, kind: kinds.Kind) -> list[kinds.Thing]:
+        """What there is of a kind; nothing, and a problem, where it cannot be looked for."""
+        try:
+            found = kinds.describe(self.clients, self.region, kind, self.selection)
+        except Refused as why:
+            self.problems[f"{kind.name}s that carry its tags"] = why
+            return []
+        return [each for each in found if not each.marks.shared]
+
+    def told(self, kind: kinds.Kind, ids: Iterable[str], refused: ending.Reasons) -> tuple[str, ...]:
+        """Those of which the end was not refused; the others are problems."""
+        self.problems |= {f"{kind.name} {each}": why for each, why in refused.items()}
+        return tuple(each for each in ids if each not in refused)
+
+    def may_run_on(self, whose: str) -> NotYetDestroyed:
+        """The problems, of which there is one at least, as an error."""
+        why = listed([f"{name}: {each.reason}" for name, each in self.problems.items()], "; ")
+        remedy = next(iter(self.problems.values())).remedy
+        return NotYetDestroyed(f"The meter of {whose} in {self.region} may run on: {why}.", remedy)

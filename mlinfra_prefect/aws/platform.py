@@ -42,13 +42,14 @@ from mlinfra_prefect.aws.prices import HOURS_IN_MONTH
 from mlinfra_prefect.aws.sdk import client, link, refused
 from mlinfra_prefect.aws.training_only import TrainingOnly, not_served
 from mlinfra_prefect.errors import InvalidInput, NodeLost, NotYetDestroyed, PermanentError
-from mlinfra_prefect.model.endpoint import KeptRecord
+from mlinfra_prefect.model.endpoint import KeptRecord, account_of
 from mlinfra_prefect.model.environment import AwsSettings
 from mlinfra_prefect.model.lease import Attempt, LeaseRecord
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer
 from mlinfra_prefect.model.receipt import Search
-from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
+from mlinfra_prefect.model.record import moment
+from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.stack import Found, Late, PartlyEnded, StackInput
 
 AGENT_URL_SECONDS = 3600
@@ -168,7 +169,7 @@ class AwsPlatform(TrainingOnly):
         Raises:
             PermanentError: this process is logged in to another account, or to none.
         """
-        account = record.account if isinstance(record, LeaseRecord) else ""
+        account = account_of(record)
         mine = environments.account_here()
         if account and mine != account:
             raise PermanentError(
@@ -200,7 +201,7 @@ class AwsPlatform(TrainingOnly):
         told = rungs.boot(made, rung, agent, endpoint="", ids=ids, deadline=0.0)
         marks = tags.planned(request.environment)
         mlinfra = {**ids, "deadline": "", "environment": request.environment, "tags": marks}
-        left = 60.0 * (request.max_minutes or DEFAULT_MAX_MINUTES)
+        left = 60.0 * request.life_minutes
         return self._stack_input(request, rung, made, mlinfra=mlinfra, boot=told, seconds_left=left)
 
     def _stack_input(
@@ -342,7 +343,7 @@ class AwsPlatform(TrainingOnly):
                 client, region, ledger_id=record.ledger_id, lease_id=record.id,
                 attempts={each.number for each in there}, spot=any(each.offer.market == "spot" for each in there),
             )  # fmt: skip
-            found += [Late(each.marks.attempt or 0, each.id, _moment(each.created)) for each in ended]
+            found += [Late(each.marks.attempt or 0, each.id, moment(each.created)) for each in ended]
             problem = problem or refused_there
         if problem is not None:
             raise PartlyEnded(problem.message, problem.remedy, found=tuple(found))
@@ -415,10 +416,6 @@ def _became(attempt: Attempt, machine: fleets.Machine) -> Offer | None:
         if offer.type == machine.type:
             return offer.revised(zones=(machine.zone,))
     return None
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
 
 
 def _lease(record: KeptRecord) -> LeaseRecord:

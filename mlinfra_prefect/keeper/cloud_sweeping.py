@@ -22,8 +22,9 @@ from mlinfra_prefect.ledger import KeptRecord, Versioned
 from mlinfra_prefect.lifecycle import addenda, cloud_access
 from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.lifecycle.late import given_up
+from mlinfra_prefect.model.endpoint import account_of
 from mlinfra_prefect.model.home import Home
-from mlinfra_prefect.model.lease import LeaseRecord, State
+from mlinfra_prefect.model.lease import State
 from mlinfra_prefect.model.names import as_line, is_id
 from mlinfra_prefect.model.receipt import Search
 
@@ -176,8 +177,7 @@ def _regions_of_records(context: Context, opened: Sequence[Versioned]) -> Iterat
     for seen in (*opened, *context.ledger.records(states=[State.RELEASED], changed_since=since)):
         record = seen.record
         if record.platform != "local" and (record.released_at is None or record.released_at > since):
-            account = record.account if isinstance(record, LeaseRecord) else ""
-            yield from ((account, each.offer.region) for each in record.attempts)
+            yield from ((account_of(record), each.offer.region) for each in record.attempts)
 
 
 def _stray(context: Context, carried: Carried, unknown_before: float) -> tuple[str, Carried] | None:

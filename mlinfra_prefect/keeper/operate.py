@@ -40,7 +40,7 @@ from mlinfra_prefect.lifecycle.rolling import advance
 from mlinfra_prefect.lifecycle.versions import enter
 from mlinfra_prefect.lifecycle.whose_host import busy_until
 from mlinfra_prefect.local.process import boot_id, is_alive, is_here, is_provably_dead
-from mlinfra_prefect.model.endpoint import RolloutRecord
+from mlinfra_prefect.model.endpoint import RolloutRecord, account_of
 from mlinfra_prefect.model.home import Home
 from mlinfra_prefect.model.lease import Keeper, LeaseRecord, State
 from mlinfra_prefect.model.process import ProcessIdentity
@@ -117,11 +117,6 @@ def stop(context: Context, record_ids: list[str], keeper: Keeper) -> int:
         with ThreadPoolExecutor(min(len(chosen), STOPS_AT_ONCE)) as pool:
             code = max(code, *pool.map(one, chosen))
     return code
-
-
-def account_of(record: KeptRecord) -> str:
-    """The account that a record's machines are in; empty: none is known, or it has none."""
-    return record.account if isinstance(record, LeaseRecord) else ""
 
 
 def _by_account(context: Context, record_ids: list[str]) -> dict[str, list[str]]:

@@ -33,12 +33,14 @@ def adopt_jobs(context: Context, record: LeaseRecord) -> None:
         OSError: it cannot be written down.
     """
     attempt = record.attempt
-    if attempt is None or attempt.mailbox is None or all(is_ours(context, record, each.job_id) for each in record.jobs):
+    if attempt is None or attempt.mailbox is None:
+        return
+    strange = [each.job_id for each in record.jobs if not is_ours(context, record, each.job_id)]
+    if not strange:
         return
     node = context.platform(record.platform).node(attempt)
-    for each in record.jobs:
-        if not is_ours(context, record, each.job_id):
-            _adopt(context, record, node, each.job_id)
+    for job_id in strange:
+        _adopt(context, record, node, job_id)
 
 
 def is_ours(context: Context, record: LeaseRecord, job_id: str) -> bool:

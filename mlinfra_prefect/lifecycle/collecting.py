@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from mlinfra_prefect.errors import LeaseLost, MlinfraError, TemporaryError
 from mlinfra_prefect.ledger import KeptRecord, revise
@@ -20,6 +19,7 @@ from mlinfra_prefect.lifecycle.resuming import other_code
 from mlinfra_prefect.model.artifact import ModelArtifact
 from mlinfra_prefect.model.lease import JobNote, LeaseRecord
 from mlinfra_prefect.model.names import as_line
+from mlinfra_prefect.model.record import moment
 from mlinfra_prefect.model.stack import JobStatus
 
 ENDED = frozenset({"succeeded", "failed", "stopped"})
@@ -122,14 +122,10 @@ def note_end(
         if known is None or known.state in ENDED:
             return None
         ended = {
-            "state": status.state, "started_at": _moment(status.started_at),
-            "finished_at": _moment(status.finished_at), "artifact_id": artifact_id, "left_at": left_at,
+            "state": status.state, "started_at": moment(status.started_at),
+            "finished_at": moment(status.finished_at), "artifact_id": artifact_id, "left_at": left_at,
         }  # fmt: skip
         return current.revised(jobs=tuple(j.revised(**ended) if j.job_id == job_id else j for j in current.jobs))
 
     with suppress(MlinfraError):
         revise(context.ledger, record.id, change, actor=context.actor, reason=as_line(reason))
-
-
-def _moment(seconds: float | None) -> datetime | None:
-    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)

@@ -218,8 +218,8 @@ def _refuse_held(
     beats = before.heartbeat_at is not None and not is_silent(before.heartbeat_at, now)
     silent = before.kind == "flow_run" and before.heartbeat_at is not None and not beats
     # Nobody renews while no keeper may take it over yet; a client that beats lives all the same.
-    gone = before.ended_at is not None or before.lost_at is not None or silent
-    gone = gone or (record.renewed_until < now and not beats)
+    forgotten = record.renewed_until < now and not beats
+    gone = before.ended_at is not None or before.lost_at is not None or silent or forgotten
     if before.process and before.process != client.process and not gone and not is_dead(before.process):
         raise LeaseHeld(
             f"Lease {record.id} is held by {record.owner}, whose process {before.process.pid} on "

@@ -12,7 +12,7 @@ from mlinfra_prefect.lifecycle.context import Context
 from mlinfra_prefect.model.environment import longest_life_seconds
 from mlinfra_prefect.model.names import as_line
 from mlinfra_prefect.model.offer import Offer, Plan, PlannedResource, rungs
-from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES, TrainingRequest
+from mlinfra_prefect.model.request import TrainingRequest
 from mlinfra_prefect.model.stack import StackInput
 from mlinfra_prefect.terraform import gate, planned
 from mlinfra_prefect.terraform.planned import PlannedChanges
@@ -55,7 +55,7 @@ def choose_offer(context: Context, request: TrainingRequest) -> tuple[tuple[Offe
 def _refuse_short_budget(request: TrainingRequest, offer: Offer) -> None:
     """Refuse money that ends what was asked for before its first hour: nobody means a run to be cut off so early."""
     seconds = longest_life_seconds(request, offer.usd_per_hour)
-    asked = 60.0 * (request.max_minutes or DEFAULT_MAX_MINUTES)
+    asked = 60.0 * request.life_minutes
     if seconds < min(asked, FIRST_HOUR_SECONDS):
         needed = min(asked, FIRST_HOUR_SECONDS) / 3600 * offer.usd_per_hour
         raise BudgetExceeded(

@@ -152,7 +152,9 @@ def _add_attempt(
         engine=f"{context.engine.name} {context.engine.version}", operation="plan",
         operation_deadline=_until(context, record),
     )  # fmt: skip
-    changes: dict[str, Any] = {"retry_at": None} if deadline is None else {"retry_at": None, "deadline": deadline}
+    changes: dict[str, Any] = {"retry_at": None}
+    if deadline is not None:
+        changes["deadline"] = deadline
     if record.retry_at is not None:
         changes["reason"] = ""  # it was that it waits
     if isinstance(record, LeaseRecord):

@@ -7,7 +7,6 @@ watched, and between two rounds no process of it runs. The wait is part of its l
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -18,7 +17,6 @@ from mlinfra_prefect.lifecycle.ladder import ENDS, tried
 from mlinfra_prefect.lifecycle.releasing import release_attempt
 from mlinfra_prefect.model.lease import AttemptState, Kept, LeaseRecord
 from mlinfra_prefect.model.names import as_line
-from mlinfra_prefect.model.request import DEFAULT_MAX_MINUTES
 
 SHORTEST_PAUSE_SECONDS = 30.0
 LONGEST_PAUSE_SECONDS = 1800.0
@@ -57,11 +55,6 @@ def next_round(record: Kept, problem: MlinfraError, now: datetime) -> datetime |
     return at if at <= last else None
 
 
-def life_ends(record: LeaseRecord) -> datetime:
-    """When a lease's time is over, were money no matter. Pure."""
-    return record.created_at + timedelta(minutes=record.request.max_minutes or DEFAULT_MAX_MINUTES)
-
-
 def wait(context: Context, record: KeptRecord, problem: MlinfraError, until: datetime) -> KeptRecord:
     """Note that the next round begins `until` then, and why; what earlier rounds left is destroyed meanwhile.
 
@@ -76,7 +69,7 @@ def wait(context: Context, record: KeptRecord, problem: MlinfraError, until: dat
         "reason": as_line(f"it waits for a machine; the next look is at {until:%H:%M:%S} UTC. {why}"),
     }  # fmt: skip
     if isinstance(record, LeaseRecord):
-        changes["deadline"] = life_ends(record)
+        changes["deadline"] = record.created_at + timedelta(minutes=record.request.life_minutes)
 
     def change(now: KeptRecord) -> KeptRecord | None:
         return now.revised(**changes) if now.live else None  # somebody may have begun its release meanwhile
@@ -94,10 +87,9 @@ def wait(context: Context, record: KeptRecord, problem: MlinfraError, until: dat
         # One of which a machine may still appear is looked at again, so it stays until that is over.
         if attempt.state is AttemptState.RELEASING and attempt.stopped_at is not None and attempt.stopped_at < settled:
             try:
-                with suppress(OSError):
-                    record = release_attempt(context, record, attempt.number)
+                record = release_attempt(context, record, attempt.number)
             except LeaseLost:
                 raise
-            except MlinfraError:
+            except (MlinfraError, OSError):
                 continue  # the release goes on with it, for ever
     return record

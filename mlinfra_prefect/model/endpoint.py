@@ -193,6 +193,11 @@ KeptRecord = LeaseRecord | EndpointRecord | RolloutRecord
 """What a ledger keeps."""
 
 
+def account_of(record: KeptRecord) -> str:
+    """The account of its cloud that a record's machines are in; empty: none is known, or it is on no cloud. Pure."""
+    return record.account if isinstance(record, LeaseRecord) else ""
+
+
 def check_change(before: KeptRecord | None, after: KeptRecord) -> None:
     """Refuse what the state machines of records and of an endpoint's versions do not allow.
 

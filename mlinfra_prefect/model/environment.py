@@ -147,7 +147,7 @@ def longest_life_seconds(request: TrainingRequest, usd_per_hour: float) -> float
             f"max_hourly_usd: the offer costs {usd_per_hour:.2f} USD per hour, above {request.max_hourly_usd:.2f}.",
             "Raise max_hourly_usd, or ask for a cheaper accelerator.",
         )
-    seconds = 60.0 * (request.max_minutes or DEFAULT_MAX_MINUTES)
+    seconds = 60.0 * request.life_minutes
     if request.max_usd is not None and usd_per_hour > 0:
         seconds = min(seconds, 3600.0 * request.max_usd / usd_per_hour)
         if seconds < SHORTEST_LIFE_SECONDS:

@@ -24,6 +24,12 @@ def _aware(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(_aware), Field(examples=["2026-01-31T12:00:00Z"])]
 """A moment in UTC."""
 
+
+def moment(seconds: float | None) -> datetime | None:
+    """The moment of a clock's epoch seconds; None: nobody said when. Pure."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+
+
 LONGEST_STEP = 64
 LONGEST_SHOWN = 60
 

@@ -152,6 +152,11 @@ class TrainingRequest(Record):
         return parsed(TrainingRequest, {**present, **changes})
 
     @property
+    def life_minutes(self) -> int:
+        """How long it may live, were money no matter."""
+        return self.max_minutes or DEFAULT_MAX_MINUTES
+
+    @property
     def hash(self) -> str:
         """A hash of every field, for lineage."""
         return digest("request", self.model_dump_json())

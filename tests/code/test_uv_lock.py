@@ -14,7 +14,7 @@ from mlinfra_prefect.code.project import read_requirements
 from mlinfra_prefect.code.uv_lock import MOST_WAYS, Unreadable, requirements
 from mlinfra_prefect.errors import InvalidInput
 
-INDEX = {"registry": "https://pypi.org/simple"}
+INDEX = {"registry": "https://index.example/simple"}
 MARKERS = ["sys_platform == 'linux'", "sys_platform != 'linux'", "python_version < '3.12' or os_name == 'nt'"]
 PLACES = [
     {"sys_platform": platform, "python_version": python, "os_name": name}
